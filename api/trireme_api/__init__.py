@@ -1,0 +1,1 @@
+"""The language all parts of Trireme share: no torch, no kopf."""

@@ -1,0 +1,367 @@
+"""What agent, coordinator and rank say to each other: messages, environment names, files, exit codes.
+
+Standard library only and Python 3.9 syntax: the agent carries this module into images we did not make.
+Messages travel as JSON with camelCase keys; unknown keys are ignored, so that an operator and an agent of
+neighbouring versions understand each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import typing
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, Dict, List, Optional, Type, TypeVar
+
+PROTOCOL_VERSION = 1
+TOKEN_AUDIENCE = "trireme"
+COORDINATOR_PORT = 8443
+AGENT_METRICS_PORT = 9400
+TRAINER_METRICS_PORT = 9401
+MASTER_PORT_BASE = 29400
+MASTER_PORT_SPAN = 1000
+PVC_ROOT = "/mnt/pvc"
+"""Where the operator mounts the claims a job names; `pvc://claim/dir` is `/mnt/pvc/claim/dir` in the pod."""
+REPORT_PATH = "/v1/namespaces/{namespace}/trainingjobs/{name}/pods/{pod}/report"
+MAX_MESSAGE_CHARS = 2048
+"""Free text from a pod (messages, tracebacks) is cut to this before it enters status or a log."""
+
+
+class Env:
+    """Environment of a rank (works for any `env://` script) and of the agent."""
+
+    RANK = "RANK"
+    LOCAL_RANK = "LOCAL_RANK"
+    WORLD_SIZE = "WORLD_SIZE"
+    LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+    GROUP_RANK = "GROUP_RANK"
+    MASTER_ADDR = "MASTER_ADDR"
+    MASTER_PORT = "MASTER_PORT"
+    ATTEMPT = "TRIREME_ATTEMPT"
+    RECIPE = "TRIREME_RECIPE"
+    """The recipe as JSON text, or the path of a JSON or YAML file."""
+    CHECKPOINT = "TRIREME_CHECKPOINT"
+    """The job's `spec.checkpoint` as JSON text (uri, everySteps, keep)."""
+    RESUME = "TRIREME_RESUME"
+    """JSON {step, path}: the newest checkpoint the control plane knows of; a hint, the trainer looks itself."""
+    HEARTBEAT_DIR = "TRIREME_HEARTBEAT_DIR"
+    STOP_FILE = "TRIREME_STOP_FILE"
+    """When this file exists, ranks agree on a step, save, and exit 75 (same meaning as SIGTERM)."""
+    JOB = "TRIREME_JOB"
+    NAMESPACE = "TRIREME_NAMESPACE"
+    POD = "TRIREME_POD"
+    POD_UID = "TRIREME_POD_UID"
+    NODE = "TRIREME_NODE"
+    COORDINATOR = "TRIREME_COORDINATOR"
+    """Base URL, e.g. https://10.96.0.20:8443"""
+    COORDINATOR_CA = "TRIREME_COORDINATOR_CA"
+    """Path of the CA file, or the PEM text itself."""
+    TOKEN_FILE = "TRIREME_TOKEN_FILE"
+    PROCS_PER_NODE = "TRIREME_PROCS_PER_NODE"
+    CPU_WATTS_PER_CORE = "TRIREME_CPU_WATTS_PER_CORE"
+    METRICS_PORT = "TRIREME_METRICS_PORT"
+    PVC_ROOT = "TRIREME_PVC_ROOT"
+    LOG_DIR = "TRIREME_LOG_DIR"
+
+
+RESERVED_ENV_PREFIXES = ("TRIREME_",)
+RESERVED_ENV = frozenset(
+    {Env.RANK, Env.LOCAL_RANK, Env.WORLD_SIZE, Env.LOCAL_WORLD_SIZE, Env.GROUP_RANK, Env.MASTER_ADDR, Env.MASTER_PORT}
+)
+
+
+class ExitCode(IntEnum):
+    """How a rank ends (design §4); anything else is a crash, classified by signal and logs."""
+
+    DONE = 0
+    BAD_RECIPE = 64
+    BAD_DATA = 65
+    NON_FINITE = 70
+    HANG = 71
+    CHECKPOINT_IO = 74
+    SAVED_AND_STOPPED = 75
+    NOT_EXECUTABLE = 126
+    NOT_FOUND = 127
+
+
+class Cause(str, Enum):
+    """Why a rank, pod or gang failed; each has its own restart budget."""
+
+    USER_ERROR = "user-error"
+    OOM = "oom"
+    INFRASTRUCTURE = "infrastructure"
+    NETWORK = "network"
+    HANG = "hang"
+    PREEMPTION = "preemption"
+    NON_FINITE = "non-finite"
+    DATA = "data"
+    UNKNOWN = "unknown"
+
+
+def cause_of_exit(code: int) -> Optional[Cause]:
+    """What an exit code alone tells: None for success and for saved-and-stopped. Negative codes are signals."""
+    if code in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED):
+        return None
+    if code in (ExitCode.BAD_RECIPE, ExitCode.NOT_EXECUTABLE, ExitCode.NOT_FOUND):
+        return Cause.USER_ERROR
+    if code == ExitCode.BAD_DATA:
+        return Cause.DATA
+    if code == ExitCode.NON_FINITE:
+        return Cause.NON_FINITE
+    if code == ExitCode.HANG:
+        return Cause.HANG
+    if code == ExitCode.CHECKPOINT_IO:
+        return Cause.INFRASTRUCTURE
+    return Cause.UNKNOWN
+
+
+def retryable(cause: Cause) -> bool:
+    """Whether trying again can help without anyone changing anything: a wrong recipe or wrong data will not mend itself."""
+    return cause not in (Cause.USER_ERROR, Cause.DATA)
+
+
+class AgentState(str, Enum):
+    WAITING = "waiting"
+    """Holds the assignment, no rank runs: at the barrier."""
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    EXITED = "exited"
+    """All local ranks of this attempt have ended."""
+
+
+class Action(str, Enum):
+    RUN = "run"
+    HOLD = "hold"
+    """Stop any rank of an older attempt, then wait at the barrier."""
+    SAVE_AND_STOP = "save-and-stop"
+    STOP = "stop"
+
+
+def master_port(attempt: int) -> int:
+    """The rendezvous port changes with the attempt, so that a late rank of an old one finds nobody."""
+    return MASTER_PORT_BASE + attempt % MASTER_PORT_SPAN
+
+
+T = TypeVar("T", bound="Message")
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)
+
+
+class ProtocolError(ValueError):
+    """A message that does not have the agreed form; the text names the field."""
+
+
+@dataclass
+class Message:
+    """A dataclass that knows its JSON form (camelCase keys, None left out)."""
+
+    def to_json(self) -> Dict[str, Any]:
+        out: Dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is None:
+                continue
+            out[_camel(f.name)] = _plain(value)
+        return out
+
+    @classmethod
+    def from_json(cls: Type[T], data: Any) -> T:
+        """Builds the message, ignoring unknown keys. Raises ProtocolError naming the field that does not fit."""
+        if not isinstance(data, dict):
+            raise ProtocolError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
+        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
+        values: Dict[str, Any] = {}
+        for f in dataclasses.fields(cls):
+            key = _camel(f.name)
+            if key in data and data[key] is not None:
+                values[f.name] = _typed(hints[f.name], data[key], f"{cls.__name__}.{key}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ProtocolError(f"{cls.__name__}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_json()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Union:
+        return _typed(next(a for a in args if a is not type(None)), value, where)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}")
+        return [_typed(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
+        return {str(key): _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Message):
+        return hint.from_json(value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ProtocolError(f"{where}: {value!r} is not one of {[m.value for m in hint]}") from None
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return clean_text(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    raise ProtocolError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def clean_text(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """Text from a pod, made safe for logs and status: no control characters (newline and tab stay), bounded; the end is kept."""
+    text = _CONTROL.sub("?", text)
+    return text if len(text) <= limit else "…" + text[-(limit - 1):]
+
+
+# --- up: what the agent reports -------------------------------------------------------------------------------------
+
+
+@dataclass
+class RankReport(Message):
+    local_rank: int
+    pid: Optional[int] = None
+    exit: Optional[int] = None
+    """Exit code once ended; negative = signal number."""
+    step: Optional[int] = None
+    phase: Optional[str] = None
+    heartbeat_age: Optional[float] = None
+    """Seconds since the rank's heartbeat file last changed, by the agent's monotonic clock."""
+
+
+@dataclass
+class Progress(Message):
+    """What the first local rank that knows reports; the coordinator takes global rank 0's pod."""
+
+    step: int
+    total_steps: Optional[int] = None
+    tokens: Optional[int] = None
+    loss: Optional[float] = None
+    tokens_per_second: Optional[float] = None
+    tflops: Optional[float] = None
+    """Model TFLOP/s per device (causal-exact, real tokens)."""
+    mfu: Optional[float] = None
+    """0..1, absent where the device's peak is not known."""
+    grad_norm: Optional[float] = None
+    learning_rate: Optional[float] = None
+
+
+@dataclass
+class CheckpointRef(Message):
+    step: int
+    path: str
+
+
+@dataclass
+class Failure(Message):
+    cause: Cause
+    message: str
+    rank: Optional[int] = None
+    """Global rank of the first failure on this pod."""
+    exit: Optional[int] = None
+    traceback: Optional[str] = None
+    at: Optional[float] = None
+    """Unix seconds by the pod's clock: orders failures inside one pod only."""
+
+
+@dataclass
+class EnergyReading(Message):
+    joules: Optional[float]
+    """Since the agent started; None when the source is missing."""
+    source: str
+    """nvml | nvml-power | rapl | declared | missing"""
+
+
+@dataclass
+class PhaseTime(Message):
+    """Unix seconds at which the newest attempt on this pod reached each phase; the parts of recovery time."""
+
+    assigned: Optional[float] = None
+    stopped: Optional[float] = None
+    started: Optional[float] = None
+    rendezvous: Optional[float] = None
+    loaded: Optional[float] = None
+    first_step: Optional[float] = None
+
+
+@dataclass
+class Report(Message):
+    pod_uid: str
+    attempt: int
+    """The attempt the agent holds; 0 before the first assignment."""
+    state: AgentState
+    version: int = PROTOCOL_VERSION
+    pod_ip: Optional[str] = None
+    ranks: List[RankReport] = field(default_factory=list)
+    progress: Optional[Progress] = None
+    checkpoint: Optional[CheckpointRef] = None
+    energy: Dict[str, EnergyReading] = field(default_factory=dict)
+    """By component: gpu, cpu, dram."""
+    failure: Optional[Failure] = None
+    phases: Optional[PhaseTime] = None
+
+
+# --- down: what the coordinator assigns -----------------------------------------------------------------------------
+
+
+@dataclass
+class Assignment(Message):
+    attempt: int
+    action: Action
+    node_rank: int = 0
+    world_size: int = 1
+    """Nodes (pods) in the gang; ranks = world_size × procs per node."""
+    procs_per_node: int = 1
+    master_address: str = ""
+    master_port: int = 0
+    resume: Optional[CheckpointRef] = None
+    grace_seconds: float = 60.0
+    """How long ranks may take to save and stop before they are killed."""
+
+
+# --- rank → agent: the heartbeat file -------------------------------------------------------------------------------
+
+
+@dataclass
+class Heartbeat(Message):
+    """`$TRIREME_HEARTBEAT_DIR/rank-<local rank>.json`, replaced atomically at least once per step."""
+
+    step: int
+    phase: str
+    """start | rendezvous | init | load | compile | data | step | checkpoint | eval | done"""
+    time: float
+    attempt: int = 0
+    progress: Optional[Progress] = None
+    checkpoint: Optional[CheckpointRef] = None
+    """The newest committed one."""
+    phases: Optional[PhaseTime] = None
+    failure: Optional[Failure] = None
+    """Written before a rank ends on purpose with a non-zero code."""
+
+
+def heartbeat_name(local_rank: int) -> str:
+    return f"rank-{local_rank}.json"

@@ -1,0 +1,135 @@
+"""What to train: the recipe, the same in a TrainingJob and in `trireme run recipe.yaml`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
+
+
+class ModelSpec(Spec):
+    preset: str = Field(min_length=1, max_length=63)
+    """Name of a preset; `trireme models` lists them with exact parameter counts."""
+    overrides: dict[str, int | float | bool | str] = Field(default_factory=dict, max_length=32)
+    """Single numbers of the preset replaced, e.g. {layers: 2, dropout: 0.0, vocabularySize: 8192}."""
+
+
+class DataSource(Spec):
+    path: str = Field(min_length=1, max_length=1024)
+    """Shards made by `trireme prepare`: pvc://claim/dir, an fsspec URL, or a local path under `trireme run`."""
+    weight: PositiveFloat = 1.0
+    """Share of the blocks drawn from this source, relative to the other weights."""
+
+
+class DataSpec(Spec):
+    sources: list[DataSource] = Field(min_length=1, max_length=256)
+    sequence_length: PositiveInt = 2048
+    """Tokens per block; a block of the paper is this plus one (inputs and shifted targets)."""
+
+
+class BatchSpec(Spec):
+    tokens: PositiveInt
+    """Global batch in tokens per optimiser step; a multiple of sequenceLength."""
+    micro: PositiveInt = 1
+    """Sequences one rank takes through the model at once; the rest is gradient accumulation."""
+
+
+class OptimizerSpec(Spec):
+    name: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 6.0e-4
+    """Peak, reached after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1.0e-8
+    weight_decay: float = Field(default=0.1, ge=0)
+    """On every parameter, as OPT did (2205.01068 §2.2; metaseq has no exclusion list)."""
+    clip: float = Field(default=1.0, ge=0)
+    """Global L2 gradient norm; 0 switches clipping off."""
+
+
+class ScheduleSpec(Spec):
+    warmup_tokens: float = Field(default=375e6, ge=0)
+    """Linear from zero."""
+    decay: Literal["linear", "constant"] = "linear"
+    final_fraction: Fraction = 0.1
+    """Learning rate at the end, as a share of the peak (OPT: 10 %)."""
+    decay_tokens: float | None = Field(default=None, gt=0)
+    """Where the decay ends; left out: where training ends."""
+
+
+class ParallelismSpec(Spec):
+    shard: Literal["full", "hybrid", "grad-op"] = "full"
+    """FSDP paper §3.2: full = reshard after forward, grad-op = keep parameters until backward, hybrid = shard inside a
+    group of `shardSize` ranks and replicate across groups."""
+    shard_size: PositiveInt | None = None
+    """Ranks per shard group for `hybrid`; left out: the ranks of one node."""
+
+
+class StabilitySpec(Spec):
+    on_non_finite: Literal["skip", "stop"] = "skip"
+    """What a step with a non-finite loss or gradient norm does: leave the weights alone, or end with exit code 70."""
+    max_skipped_in_a_row: PositiveInt = 10
+    """So many skipped steps in a row end the run with exit code 70."""
+
+
+class UntilSpec(Spec):
+    tokens: float | None = Field(default=None, gt=0)
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> UntilSpec:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("give either tokens or steps")
+        return self
+
+
+class Recipe(Spec):
+    model: ModelSpec
+    objective: Literal["causal-lm"] = "causal-lm"
+    data: DataSpec
+    batch: BatchSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: parameters and activations in bf16 for compute, fp32 master shards, fp32 gradient reduction."""
+    parallelism: ParallelismSpec = ParallelismSpec()
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    compile: bool = False
+    """torch.compile each block."""
+    stability: StabilitySpec = StabilitySpec()
+    until: UntilSpec
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    """Initial values are a function of (seed, parameter name), data order of (seed, global sample index)."""
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Recipe:
+        if self.batch.tokens % self.data.sequence_length:
+            raise ValueError(
+                f"batch.tokens must be a multiple of data.sequenceLength; {self.batch.tokens} is not a multiple of "
+                f"{self.data.sequence_length}"
+            )
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch.tokens // self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps until the end, rounded up to a whole batch."""
+        if self.until.steps is not None:
+            return self.until.steps
+        assert self.until.tokens is not None
+        return max(1, -(-int(self.until.tokens) // self.batch.tokens))
+
+
+class CheckpointSpec(Spec):
+    """Beside the recipe, because your own script can use it too."""
+
+    uri: str = Field(min_length=1, max_length=1024)
+    """Where checkpoints go: pvc://claim/dir or any fsspec URL (a local path under `trireme run`)."""
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 3
+    """Committed checkpoints kept; older ones are removed only after a newer one is committed."""

@@ -1,0 +1,1 @@
+"""The `trireme` command line."""

@@ -1,0 +1,1 @@
+"""The control plane: turns TrainingJobs into gangs of pods. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The FSDP trainer. Never imports kopf or kubernetes."""
