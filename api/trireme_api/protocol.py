@@ -118,7 +118,7 @@ def cause_of_exit(code: int) -> Optional[Cause]:
 
 
 def retryable(cause: Cause) -> bool:
-    """Whether trying again can help without anyone changing anything: a wrong recipe or wrong data will not mend itself."""
+    """Whether trying again can help: a wrong recipe or wrong data will not mend itself."""
     return cause not in (Cause.USER_ERROR, Cause.DATA)
 
 
@@ -233,7 +233,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def clean_text(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
-    """Text from a pod, made safe for logs and status: no control characters (newline and tab stay), bounded; the end is kept."""
+    """Text from a pod made safe for logs and status: no control characters but newline and tab; the end is kept."""
     text = _CONTROL.sub("?", text)
     return text if len(text) <= limit else "…" + text[-(limit - 1):]
 

@@ -44,7 +44,7 @@ def problems(error: ValidationError, known: Iterable[str] = (), prefix: str = ""
     """pydantic's errors as one-line problems with YAML paths; a mistyped field gets the nearest known name."""
     found = []
     for item in error.errors():
-        path = prefix + _path(item["loc"])
+        path = (prefix + _path(item["loc"])).rstrip(".")
         kind, value = item["type"], item.get("input")
         if kind == "extra_forbidden":
             name = str(item["loc"][-1])

@@ -1,0 +1,311 @@
+"""TrainingJob: spec and status. The CRD, the API reference and every validation come from these models."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from trireme_api.protocol import Cause
+from trireme_api.recipe import CheckpointSpec, Recipe
+from trireme_api.schema import InvalidSpec, PositiveFloat, PositiveInt, Spec, Status, problems
+from trireme_api.template import PodTemplate
+
+GROUP = "trireme.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "TrainingJob"
+PLURAL = "trainingjobs"
+SINGULAR = "trainingjob"
+SHORT_NAME = "tj"
+MAX_NAME_LENGTH = 52
+"""Pod names add node index and incarnation and must stay DNS labels of 63 characters."""
+
+
+class Replicas(Spec):
+    desired: PositiveInt = Field(default=1, le=10_000)
+    """Nodes (pods) in the gang."""
+
+
+class TimeToLive(Spec):
+    """After the end, the TrainingJob and its pods are deleted; left out: kept."""
+
+    succeeded_seconds: int | None = Field(default=None, ge=0)
+    failed_seconds: int | None = Field(default=None, ge=0)
+
+
+class RunPolicy(Spec):
+    suspend: bool = False
+    """True: agree on a step, save, stop, free the nodes; false again: continue exactly there."""
+    active_deadline_seconds: PositiveInt | None = None
+    """Longest time from first admission to the end, suspended time not counted."""
+    startup_deadline_seconds: PositiveInt | None = None
+    """Longest time from admission of an attempt's pods until all ranks run."""
+    ttl: TimeToLive = TimeToLive()
+    clean_pod_policy: Literal["All", "Running", "None"] = "Running"
+    """Pods removed when the job has ended."""
+
+
+class LadderStep(Spec):
+    action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
+    max: int = Field(ge=0, le=10_000)
+    """Restarts of this kind within the window before the next step of the ladder is taken."""
+    timeout_seconds: PositiveInt | None = None
+    """If the gang does not run again within this time, the next step is taken."""
+
+
+DEFAULT_LADDER = (
+    LadderStep(action="RestartProcess", max=3, timeout_seconds=120),
+    LadderStep(action="ReplacePod", max=5, timeout_seconds=300),
+    LadderStep(action="RestartGang", max=3, timeout_seconds=600),
+)
+
+
+class StopWhen(Spec):
+    same_cause_without_progress: PositiveInt = 3
+    """So many failures of one cause in a row without a newer committed checkpoint or step end the job."""
+
+
+class FailurePolicy(Spec):
+    window_seconds: PositiveInt = 21_600
+    """Restarts older than this no longer count."""
+    ladder: tuple[LadderStep, ...] = Field(default=DEFAULT_LADDER, min_length=1, max_length=8)
+    stop_when: StopWhen = StopWhen()
+
+
+class SchedulingPolicy(Spec):
+    gang: Literal["builtin", "none"] = "builtin"
+    """builtin: all pods of the gang are created or none, first come first served by priority."""
+    priority_class_name: str | None = Field(default=None, max_length=253)
+
+
+class CarbonPolicy(Spec):
+    zone: str | None = Field(default=None, max_length=32)
+    """Country of the grid (ISO 3166 alpha-2) for the average intensity of the shipped table."""
+    grams_per_kilowatt_hour: float | None = Field(default=None, ge=0, le=2000)
+    """Overrides the table."""
+    pue: float = Field(default=1.1, ge=1.0, le=5.0)
+    """Power usage effectiveness of the building; 1.1 as in Sustainable AI (2111.00364)."""
+    cpu_watts_per_core: PositiveFloat = 7.5
+    """Declared model used where no counter can be read; a reading made with it is labelled `declared`."""
+
+
+class TrainingJobSpec(Spec):
+    recipe: Recipe | None = None
+    """What to train. Leave out to run your own script, given in template.image and template.command."""
+    replicas: Replicas = Replicas()
+    procs_per_node: PositiveInt | Literal["auto"] = "auto"
+    """Ranks per pod; auto = GPUs of the pod, or 1."""
+    checkpoint: CheckpointSpec | None = None
+    template: PodTemplate = PodTemplate()
+    run_policy: RunPolicy = RunPolicy()
+    failure_policy: FailurePolicy = FailurePolicy()
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy()
+    carbon_policy: CarbonPolicy = CarbonPolicy()
+
+    @model_validator(mode="after")
+    def _recipe_or_script(self) -> TrainingJobSpec:
+        if self.recipe is None and not (self.template.image and self.template.command):
+            raise ValueError("give a recipe, or your own script as template.image and template.command")
+        if self.recipe is not None and (self.template.command or self.template.args):
+            raise ValueError("template.command and template.args are for your own script; with a recipe leave them out")
+        if self.recipe is not None and self.checkpoint is None:
+            raise ValueError("checkpoint.uri is required with a recipe, or a failure would cost the whole run")
+        return self
+
+
+class Phase(StrEnum):
+    INVALID = "Invalid"
+    PENDING = "Pending"
+    """Not admitted yet: waits for room for the whole gang."""
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RECOVERING = "Recovering"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED})
+
+
+class ConditionType(StrEnum):
+    INVALID = "Invalid"
+    SUSPENDED = "Suspended"
+    ADMITTED = "Admitted"
+    INITIALIZED = "Initialized"
+    RUNNING = "Running"
+    RECOVERING = "Recovering"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Condition(Status):
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    last_transition_time: str
+    observed_generation: int = 0
+
+
+class Slot(Status):
+    """One place in the gang. The pod's name follows from it, written before the pod is made."""
+
+    index: int
+    incarnation: int
+    """Rises when this slot's pod is to be replaced: an older pod is garbage from then on."""
+
+
+class ProgressStatus(Status):
+    step: int = 0
+    total_steps: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    tflops: float | None = None
+    mfu: float | None = None
+    eta: str | None = None
+    """RFC 3339 time at which the run would end at this speed."""
+    updated_at: str | None = None
+
+
+class CheckpointStatus(Status):
+    step: int
+    path: str
+    seen_at: str | None = None
+
+
+class RestartRecord(Status):
+    at: str
+    action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
+    cause: Cause
+    step: int = 0
+    """Progress at the time: tells whether anything was gained since."""
+    attempt: int
+    """The attempt that this restart began."""
+
+
+class Restarts(Status):
+    process: int = 0
+    pod: int = 0
+    gang: int = 0
+    by_cause: dict[str, int] = Field(default_factory=dict)
+    recent: list[RestartRecord] = Field(default_factory=list)
+    """Within the failure window; what budgets are counted from."""
+
+
+class RecoveryPhases(Status):
+    """Seconds of the last recovery by phase, by the operator's clock; load and firstStep by the trainer's."""
+
+    detect: float | None = None
+    decide: float | None = None
+    fence: float | None = None
+    replace: float | None = None
+    rendezvous: float | None = None
+    load: float | None = None
+    first_step: float | None = None
+
+
+class LastFailure(Status):
+    cause: Cause
+    message: str
+    at: str
+    attempt: int
+    rank: int | None = None
+    pod: str | None = None
+    node: str | None = None
+    exit: int | None = None
+    rule: str | None = None
+    phases: RecoveryPhases = Field(default_factory=RecoveryPhases)
+
+
+class EnergyStatus(Status):
+    joules: float = 0.0
+    source: str = "missing"
+    """nvml | nvml-power | rapl | declared | missing; the weakest of the components."""
+    by_pod: dict[str, float] = Field(default_factory=dict)
+    """Joules of each live pod, so that a counter is added once; ended pods are in joules only."""
+
+
+class CarbonStatus(Status):
+    grams: float | None = None
+    """Operational CO2e: energy × PUE × grid intensity; absent where the intensity or the energy is not known."""
+    grams_per_kilowatt_hour: float | None = None
+    pue: float | None = None
+    source: str | None = None
+
+
+class ReplicaStatus(Status):
+    desired: int = 0
+    created: int = 0
+    ready: int = 0
+    """Pods whose ranks run."""
+
+
+class TrainingJobStatus(Status):
+    phase: Phase | None = None
+    observed_generation: int = 0
+    conditions: list[Condition] = Field(default_factory=list)
+    attempt: int = 0
+    attempt_started_at: str | None = None
+    slots: list[Slot] = Field(default_factory=list)
+    node_summary: str = ""
+    """ready/desired, for the printer column."""
+    replicas: ReplicaStatus = Field(default_factory=ReplicaStatus)
+    progress: ProgressStatus | None = None
+    last_checkpoint: CheckpointStatus | None = None
+    restarts: Restarts = Field(default_factory=Restarts)
+    restart_count: int = 0
+    last_failure: LastFailure | None = None
+    energy: EnergyStatus = Field(default_factory=EnergyStatus)
+    carbon: CarbonStatus = Field(default_factory=CarbonStatus)
+    admitted_at: str | None = None
+    """First admission; the active deadline counts from here."""
+    suspended_at: str | None = None
+    suspended_seconds: float = 0.0
+    start_time: str | None = None
+    completion_time: str | None = None
+    explanation: str = ""
+    """What it is doing, why, and what happens next, in one sentence."""
+
+
+def parse_spec(data: Any) -> TrainingJobSpec:
+    """The typed spec of a manifest's `spec`. Raises InvalidSpecs with every problem found, each naming its field."""
+    if not isinstance(data, dict):
+        raise InvalidSpecs([InvalidSpec("spec", "is required and must be an object")])
+    try:
+        return TrainingJobSpec.model_validate(data)
+    except ValidationError as error:
+        raise InvalidSpecs(problems(error, known=field_names(TrainingJobSpec), prefix="spec.")) from None
+
+
+class InvalidSpecs(ValueError):
+    def __init__(self, found: list[InvalidSpec]) -> None:
+        super().__init__("; ".join(str(item) for item in found))
+        self.found = found
+
+
+def field_names(model: type[Spec]) -> set[str]:
+    """All field names of the spec as written in YAML, for suggestions."""
+    names: set[str] = set()
+
+    def visit(schema: Any) -> None:
+        if isinstance(schema, dict):
+            properties = schema.get("properties")
+            if isinstance(properties, dict):
+                names.update(properties)
+            for value in schema.values():
+                visit(value)
+        elif isinstance(schema, list):
+            for value in schema:
+                visit(value)
+
+    visit(model.model_json_schema(by_alias=True))
+    return names
+
+
+def pod_name(job: str, slot: Slot) -> str:
+    return f"{job}-{slot.index}-{slot.incarnation}"
