@@ -1,0 +1,80 @@
+"""Model families: presets by name, and their arithmetic in closed form. No torch.
+
+A family is one module that subclasses `ModelConfig` and lists its `PRESETS`; it is entered in `_FAMILIES` below.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pydantic import ValidationError
+
+from trireme_api.families import opt
+from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
+from trireme_api.recipe import ModelSpec, Recipe
+from trireme_api.schema import InvalidSpec, problems
+
+__all__ = [
+    "PRESETS", "ModelConfig", "ParameterCount", "Preset", "PublishedRecipe", "check_recipe", "forward_flops_per_token",
+    "palm_flops_per_token", "parameters", "resolve",
+]
+
+_FAMILIES = (opt,)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}
+)
+
+
+def resolve(spec: ModelSpec, path: str = "model") -> ModelConfig:
+    """The preset with its overrides applied. `path` is where the model stands in the user's YAML.
+
+    Raises InvalidSpec naming the field: unknown preset or override (with the nearest known name), value out of range.
+    """
+    preset = PRESETS.get(spec.preset)
+    if preset is None:
+        near = difflib.get_close_matches(spec.preset, list(PRESETS), n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidSpec(f"{path}.preset", f"unknown preset {spec.preset!r}; {hint}`trireme models` lists all")
+    kind = type(preset.config)
+    names = [field.alias or name for name, field in kind.model_fields.items()]
+    for name in spec.overrides:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
+            raise InvalidSpec(f"{path}.overrides.{name}", f"unknown override of {spec.preset}; {hint}")
+    # Only what the preset states itself: widths that follow from another (4·d) follow the overridden one too.
+    stated = preset.config.model_dump(by_alias=True, exclude_unset=True)
+    try:
+        return kind.model_validate({**stated, **spec.overrides}, strict=True)
+    except ValidationError as error:
+        first = problems(error, names, f"{path}.overrides.")[0]
+        raise InvalidSpec(first.field.rstrip("."), first.message) from None
+
+
+def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
+    """Resolves the recipe's model and checks what depends on both: the sequence must fit the position table."""
+    config = resolve(recipe.model, f"{path}model")
+    if recipe.data.sequence_length > config.maximum_positions:
+        raise InvalidSpec(
+            f"{path}data.sequenceLength",
+            f"must be at most {config.maximum_positions}, the positions of {recipe.model.preset}, got "
+            f"{recipe.data.sequence_length}; or set {path}model.overrides.maximumPositions",
+        )
+    return config
+
+
+def parameters(config: ModelConfig) -> ParameterCount:
+    return config.parameters()
+
+
+def forward_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Causal-exact; see `ModelConfig.forward_flops_per_token`."""
+    return config.forward_flops_per_token(sequence_length)
+
+
+def palm_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """See `ModelConfig.palm_flops_per_token`."""
+    return config.palm_flops_per_token(sequence_length)

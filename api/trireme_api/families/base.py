@@ -1,0 +1,92 @@
+"""What every model family states about itself in closed form: `models`, `plan` and the trainer all read it here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from trireme_api.schema import PositiveInt, Spec
+
+MEBI = 1024 * 1024
+"""Batch sizes in the OPT code are multiples of 1024 · 1024 tokens; its paper prints them as M."""
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Tied weights count once. `activated`: those that one token passes through (all of them if the model is dense)."""
+
+    total: int
+    activated: int
+
+
+@dataclass(frozen=True)
+class PublishedRecipe:
+    """How the paper trained a size. Tokens throughout, so that it holds at any batch size."""
+
+    peak_learning_rate: float
+    batch_tokens: int
+    warmup_tokens: float
+    decay_tokens: float
+    """Where the linear decay to 10 % of the peak ends."""
+    sequence_length: int = 2048
+    clip: float = 1.0
+    source: str = ""
+
+
+class ModelConfig(Spec):
+    """The numbers of one model; a family's subclass adds its own, and the arithmetic."""
+
+    family: ClassVar[str]
+
+    vocabulary_size: PositiveInt
+    maximum_positions: PositiveInt
+    """The longest sequence the model can take."""
+    layers: PositiveInt
+    width: PositiveInt
+    """Of the residual stream (the papers' d or h)."""
+    dropout: float = Field(ge=0, lt=1)
+
+    @abstractmethod
+    def parameters(self) -> ParameterCount:
+        """Exact number of parameters."""
+
+    @abstractmethod
+    def block_parameters(self) -> int:
+        """Parameters of the largest block: what full sharding gathers at a time."""
+
+    @abstractmethod
+    def block_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
+        """Forward FLOPs of all blocks, per token; what activation checkpointing runs a second time."""
+
+    @abstractmethod
+    def forward_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
+        """Forward FLOPs per token: matrix products only, a multiply-add counts 2, output layer in, table look-ups out.
+
+        `causal`: attention counts the pairs that are attended, (T + 1) / 2 a token; False counts the full square T, as
+        a kernel that masks after multiplying executes and as FlopCounterMode reports.
+        """
+
+    @abstractmethod
+    def palm_flops_per_token(self, sequence_length: int) -> float:
+        """Training FLOPs per token by 6N + 12·L·H·Q·T (PaLM, 2204.02311 appendix B): full square, for comparison with
+        published MFU. N: parameters that multiply activations, so tables that are only looked up stay out."""
+
+    def train_flops_per_token(self, sequence_length: int) -> float:
+        """Forward and backward (twice the forward), causal-exact, nothing recomputed: what `model_tflops` counts."""
+        return 3 * self.forward_flops_per_token(sequence_length)
+
+    def hardware_flops_per_token(self, sequence_length: int, *, activation_checkpointing: bool) -> float:
+        """Training FLOPs per token including recomputed blocks: what `hfu` counts."""
+        recomputed = self.block_flops_per_token(sequence_length) if activation_checkpointing else 0.0
+        return self.train_flops_per_token(sequence_length) + recomputed
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    config: ModelConfig
+    recipe: PublishedRecipe
+    note: str = ""
