@@ -1,0 +1,34 @@
+"""What the training loop, the parallelism and the checkpoints may expect of any model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from trireme_api.families import ModelConfig
+
+from trireme_trainer.layers.init import InitialValue
+
+Project = Callable[[Tensor], Tensor]
+"""hidden [..., D] → logits [..., V]; may be called on any part of the hidden states, any number of times."""
+Head = Callable[[Tensor, Project], Tensor]
+"""(hidden_BTD, project) → what the forward pass returns, as a loss that never holds all logits at once."""
+
+
+class LanguageModel(nn.Module):
+    """Built under `torch.device("meta")`: weights come from `initial_value` or a checkpoint, not from a constructor."""
+
+    config: ModelConfig
+    blocks: nn.ModuleList
+    """Transformer blocks in order: the units that are sharded, compiled and recomputed."""
+
+    @abstractmethod
+    def forward(self, tokens_BT: Tensor, head: Head | None = None, mask_BT: Tensor | None = None) -> Tensor:
+        """Logits BTV, or `head(hidden_BTD, project)` where a head is given: run inside this forward pass, while the
+        weights that sharding gathers for it are there. `mask_BT`: non-zero on real tokens, for padded evaluation
+        batches; positions skip padding on either side."""
+
+    @abstractmethod
+    def initial_value(self, name: str) -> InitialValue:
+        """The rule for the parameter `name` as `named_parameters()` of the bare model has it; KeyError for others."""
