@@ -64,6 +64,12 @@ class Env:
     METRICS_PORT = "TRIREME_METRICS_PORT"
     PVC_ROOT = "TRIREME_PVC_ROOT"
     LOG_DIR = "TRIREME_LOG_DIR"
+    COMPILE_BACKEND = "TRIREME_COMPILE_BACKEND"
+    """torch.compile's backend where the recipe says compile: inductor (default) | aot_eager | eager"""
+    INIT_TIMEOUT = "TRIREME_INIT_TIMEOUT"
+    """Seconds a collective may take until the first step of an attempt is done."""
+    STEP_TIMEOUT = "TRIREME_STEP_TIMEOUT"
+    """Seconds a collective may take afterwards."""
 
 
 RESERVED_ENV_PREFIXES = ("TRIREME_",)
@@ -304,6 +310,8 @@ class PhaseTime(Message):
     stopped: Optional[float] = None
     started: Optional[float] = None
     rendezvous: Optional[float] = None
+    initialised: Optional[float] = None
+    """The model stands on the device, its weights not yet loaded."""
     loaded: Optional[float] = None
     first_step: Optional[float] = None
 

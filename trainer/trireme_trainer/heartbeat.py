@@ -1,0 +1,87 @@
+"""The heartbeat: one small file per rank, replaced atomically, from which the agent reads step, phase, progress and failure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from trireme_api.protocol import Cause, CheckpointRef, Failure, Heartbeat, PhaseTime, Progress, clean_text, heartbeat_name
+
+
+class Pulse:
+    """Keeps what this rank last said about itself and writes it whenever something changes.
+
+    Without a directory (no agent) everything is kept and nothing written. A full or vanished directory never ends
+    training: the agent notices a silent rank by itself.
+    """
+
+    def __init__(self, directory: Path | None, *, local_rank: int, rank: int, attempt: int, started: float) -> None:
+        self._path = directory / heartbeat_name(local_rank) if directory else None
+        self._rank = rank
+        self.phases = PhaseTime(started=started)
+        self.beat_ = Heartbeat(step=0, phase="start", time=time.time(), attempt=attempt, phases=self.phases)
+        if directory:
+            with contextlib.suppress(OSError):
+                directory.mkdir(parents=True, exist_ok=True)
+
+    def beat(
+        self,
+        phase: str | None = None,
+        *,
+        step: int | None = None,
+        progress: Progress | None = None,
+        checkpoint: CheckpointRef | None = None,
+    ) -> None:
+        """`step`: optimiser steps done. What is not given stays as it was."""
+        beat = self.beat_
+        beat.phase = phase or beat.phase
+        beat.step = beat.step if step is None else step
+        beat.progress = progress or beat.progress
+        beat.checkpoint = checkpoint or beat.checkpoint
+        self._write()
+
+    def reached(self, milestone: str) -> None:
+        """Notes the time at which this attempt reached a milestone of PhaseTime, the first time only."""
+        if getattr(self.phases, milestone) is None:
+            setattr(self.phases, milestone, time.time())
+
+    def fail(self, cause: Cause, message: str, *, exit_code: int, traceback: str | None = None) -> None:
+        self.beat_.failure = Failure(
+            cause=cause,
+            message=clean_text(message),
+            rank=self._rank,
+            exit=exit_code,
+            traceback=clean_text(traceback) if traceback else None,
+            at=time.time(),
+        )
+        self._write()
+
+    def startup_seconds(self) -> dict[str, float]:
+        """Seconds from one milestone to the next, in order, of those reached: where a restart spends its time."""
+        order = ("started", "rendezvous", "initialised", "loaded", "first_step")
+        reached = [(name, getattr(self.phases, name)) for name in order if getattr(self.phases, name) is not None]
+        return {name: round(at - before, 3) for (_, before), (name, at) in zip(reached, reached[1:], strict=False)}
+
+    def _write(self) -> None:
+        self.beat_.time = time.time()
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(self.beat_.to_json()), encoding="utf-8")
+            os.replace(temporary, self._path)
+
+
+def process_start() -> float:
+    """Unix seconds at which this process began, before Python and torch were imported; now, where /proc does not tell."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as stat:
+            ticks = float(stat.read().rpartition(")")[2].split()[19])
+        with open("/proc/uptime", encoding="ascii") as uptime:
+            up = float(uptime.read().split()[0])
+        return time.time() - (up - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.time()

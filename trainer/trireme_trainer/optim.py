@@ -1,0 +1,68 @@
+"""AdamW on sharded parameters: every moment is a DTensor sharded like its weight, and a bad step is skipped on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trireme_api.recipe import OptimizerSpec
+
+
+class Optimizer:
+    """`torch.optim.AdamW`, one group: OPT decays every parameter (metaseq has no exclusion list).
+
+    Its state exists from the start, so that a checkpoint can be loaded into it before the first step.
+    """
+
+    def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
+        self._names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        parameters = list(self._names.values())
+        self._parameters = parameters
+        self._clip = spec.clip
+        self._adamw = torch.optim.AdamW(
+            parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True
+        )
+        for parameter in parameters:
+            self._adamw.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def clip(self) -> Tensor:
+        """Scales gradients down to the recipe's global L2 norm and returns the norm before: shape [], equal on all ranks."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self._clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        return norm
+
+    def step(self, learning_rate: float, skip: Tensor) -> None:
+        """One AdamW step, and gradients dropped. Where `skip` (shape [], float32) is 1.0 nothing changes, step count included."""
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        # The fused kernel's own way to leave weights, moments and step count alone without asking the host.
+        self._adamw.found_inf = skip  # type: ignore[attr-defined]
+        self._adamw.grad_scale = None  # type: ignore[attr-defined]
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keyed by parameter name, so that it loads at any world size. The tensors are the live ones."""
+        states = {name: self._adamw.state[parameter] for name, parameter in self._names.items()}
+        return {
+            "exp_avg": {name: state["exp_avg"] for name, state in states.items()},
+            "exp_avg_sq": {name: state["exp_avg_sq"] for name, state in states.items()},
+            # Every parameter takes every step: one count stands for all.
+            "step": next(iter(states.values()))["step"].clone(),
+        }
+
+    def loaded(self, state: dict[str, Any]) -> None:
+        """Takes over what loading could not write in place."""
+        for parameter in self._parameters:
+            self._adamw.state[parameter]["step"].copy_(state["step"])
