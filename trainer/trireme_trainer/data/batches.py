@@ -1,0 +1,128 @@
+"""One rank's share of each step, made ready in the background while the step before is computed."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from trireme_api.recipe import Recipe
+
+from trireme_trainer.data.mixture import Mixture
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    tokens: Tensor
+    """tokens_BT, int64."""
+    targets: Tensor
+    """targets_BT, int64: the token after each; −100 where it does not count (padding)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a global batch of S sequences is dealt to ranks: every rank gets the same number of micro-batches of the same
+    shape, filled up with sequences that do not count where S does not divide."""
+
+    sequences: int
+    world: int
+    micro: int
+
+    @property
+    def per_rank(self) -> int:
+        """Sequences of the fullest rank."""
+        return -(-self.sequences // self.world)
+
+    @property
+    def micro_batches(self) -> int:
+        return -(-self.per_rank // self.micro)
+
+    @property
+    def micro_sequences(self) -> int:
+        """Sequences in each micro-batch, at most `micro`; smaller where that saves padding."""
+        return -(-self.per_rank // self.micro_batches)
+
+    def of(self, rank: int) -> list[list[int | None]]:
+        """Numbers within the global batch, by micro-batch; None is padding. Dealt in turn: padding spreads."""
+        numbers: list[int | None] = list(range(rank, self.sequences, self.world))
+        numbers += [None] * (self.micro_batches * self.micro_sequences - len(numbers))
+        return [numbers[i : i + self.micro_sequences] for i in range(0, len(numbers), self.micro_sequences)]
+
+
+class Batches:
+    """`micro_batches(step)` for one rank. The global batch of step s is samples [s·S, (s+1)·S), in any world.
+
+    The next step is prefetched in a thread; any other step may be asked for at any time (resume, rollback).
+    Errors of the thread (DataError) are raised by the call that needed its result.
+    """
+
+    def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} in a world of {world}")
+        self.mixture = mixture
+        self.share = Share(recipe.sequences_per_step, world, recipe.batch.micro)
+        self._mine = self.share.of(rank)
+        self._pin = pin_memory
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+        self.wait_seconds = 0.0
+        """How long the training thread has stood waiting for data, in all."""
+        self.last_wait_seconds = 0.0
+        """… for the newest step."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets that count in the global batch."""
+        return self.share.sequences * self.mixture.sequence_length
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of optimiser step `step` (from 0), tokens_BT and targets_BT alike on every rank."""
+        begin = time.perf_counter()
+        try:
+            batches = self._take(step)
+        finally:
+            self.last_wait_seconds = time.perf_counter() - begin
+            self.wait_seconds += self.last_wait_seconds
+        self._next = (step + 1, self._pool.submit(self._make, step + 1))
+        return batches
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self, step: int) -> list[Batch]:
+        if self._next is not None:
+            ready, future = self._next
+            self._next = None
+            if ready == step:
+                return future.result()
+            future.cancel()
+        return self._make(step)
+
+    def _make(self, step: int) -> list[Batch]:
+        first = step * self.share.sequences
+        return [self._batch([None if n is None else first + n for n in numbers]) for numbers in self._mine]
+
+    def _batch(self, indices: list[int | None]) -> Batch:
+        length = self.mixture.sequence_length
+        blocks = np.full((len(indices), length + 1), self.mixture.end_of_document, dtype=np.int64)
+        for row, index in enumerate(indices):
+            if index is not None:
+                blocks[row] = self.mixture.sample(index)
+        tokens = torch.from_numpy(np.ascontiguousarray(blocks[:, :-1]))
+        targets = torch.from_numpy(np.ascontiguousarray(blocks[:, 1:]))
+        padding = [row for row, index in enumerate(indices) if index is None]
+        targets[padding] = IGNORED
+        if self._pin:
+            tokens, targets = tokens.pin_memory(), targets.pin_memory()
+        return Batch(tokens, targets)
