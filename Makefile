@@ -1,0 +1,66 @@
+# Trireme. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+STAMP := $(VENV)/.stamp
+PY := $(VENV)/bin/python
+# Further arguments for pytest, e.g. make unit ARGS="-k recovery"
+ARGS ?=
+NODES ?= 3
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP) ## the Python environment with pinned dependencies (.venv)
+
+$(STAMP): pyproject.toml constraints.txt
+	@.ci/venv $(VENV)
+
+.PHONY: test
+test: venv ## every check and suite, with the time of each (what CI runs)
+	@$(PY) .ci/suites.py
+
+.PHONY: lint unit simulation trainer apiserver e2e
+lint: venv ## ruff and mypy
+unit: venv ## pure logic, contracts, manifests, house rules
+simulation: venv ## reconcile against a model cluster, the agent with real processes
+trainer: venv ## torch on the CPU, several ranks
+apiserver: venv ## the operator against a real API server
+e2e: venv ## the real cluster: train, break, recover
+lint unit simulation trainer apiserver e2e:
+	@$(PY) .ci/suites.py $@ --pytest="$(ARGS)"
+
+.PHONY: cluster cluster-down
+cluster: venv ## a real Kubernetes on this machine (or check the one of KUBECONFIG); NODES=3
+	@$(PY) cluster/cluster.py up --nodes $(NODES)
+
+cluster-down: venv ## remove the local cluster and everything it left
+	@$(PY) cluster/cluster.py down
+
+.PHONY: images install demo
+images: venv ## build the operator and trainer images; rebuilds only what changed
+	@$(PY) demo/steps.py images
+
+install: venv ## cluster, images and operator, ready for kubectl apply
+	@$(PY) demo/steps.py install
+
+demo: venv ## train OPT-8M on the local cluster, kill a rank, watch it continue exactly
+	@$(PY) demo/demo.py
+
+.PHONY: bench
+bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever device is here
+	@$(PY) benchmarks/train/run.py $(ARGS)
+
+.PHONY: docs
+docs: venv ## regenerate what is generated: the CRD and the API reference
+	@$(PY) -m trireme_api.crd
+
+.PHONY: clean
+clean: ## remove the environment, caches and build results (the local cluster: make cluster-down)
+	rm -rf $(VENV) build dist .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -not -path './.cluster/*' -prune -exec rm -rf {} +
