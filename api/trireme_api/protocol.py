@@ -8,6 +8,8 @@ neighbouring versions understand each other.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import sys
 import typing
@@ -62,8 +64,18 @@ class Env:
     PROCS_PER_NODE = "TRIREME_PROCS_PER_NODE"
     CPU_WATTS_PER_CORE = "TRIREME_CPU_WATTS_PER_CORE"
     METRICS_PORT = "TRIREME_METRICS_PORT"
+    """Of the trainer (its first local rank)."""
     PVC_ROOT = "TRIREME_PVC_ROOT"
     LOG_DIR = "TRIREME_LOG_DIR"
+    AGENT_METRICS_PORT = "TRIREME_AGENT_METRICS_PORT"
+    """0: any free port; `off`: no endpoint."""
+    AGENT_PATIENCE_SECONDS = "TRIREME_AGENT_PATIENCE_SECONDS"
+    """After a failure the agent waits for the coordinator's decision; with nobody to ask for so long it exits."""
+    AGENT_REPORT_SECONDS = "TRIREME_AGENT_REPORT_SECONDS"
+    """How often the pod that holds global rank 0 tells its progress; events are told at once."""
+    AGENT_WARM_START = "TRIREME_AGENT_WARM_START"
+    """1: keep a process per rank with the trainer imported, for faster restarts."""
+    TERMINATION_LOG = "TRIREME_TERMINATION_LOG"
     COMPILE_BACKEND = "TRIREME_COMPILE_BACKEND"
     """torch.compile's backend where the recipe says compile: inductor (default) | aot_eager | eager"""
     INIT_TIMEOUT = "TRIREME_INIT_TIMEOUT"
@@ -139,11 +151,15 @@ class AgentState(str, Enum):
 
 
 class Action(str, Enum):
+    """Within one attempt the order is hold, run, save-and-stop, stop, and never back: an agent ignores an action that
+    comes before the one it holds, so answers that overtake each other do no harm. Going back takes a new attempt."""
+
     RUN = "run"
     HOLD = "hold"
     """Stop any rank of an older attempt, then wait at the barrier."""
     SAVE_AND_STOP = "save-and-stop"
     STOP = "stop"
+    """Kill the ranks and exit."""
 
 
 def master_port(attempt: int) -> int:
@@ -292,6 +308,8 @@ class Failure(Message):
     traceback: Optional[str] = None
     at: Optional[float] = None
     """Unix seconds by the pod's clock: orders failures inside one pod only."""
+    cascade: bool = False
+    """True: this rank failed because a peer did (connection closed, collective timed out); look for an earlier one."""
 
 
 @dataclass
@@ -323,6 +341,8 @@ class Report(Message):
     """The attempt the agent holds; 0 before the first assignment."""
     state: AgentState
     version: int = PROTOCOL_VERSION
+    holding: Optional[str] = None
+    """Tag of the newest assignment received. A long poll is answered at once while it differs from the current one's."""
     pod_ip: Optional[str] = None
     ranks: List[RankReport] = field(default_factory=list)
     progress: Optional[Progress] = None
@@ -349,6 +369,12 @@ class Assignment(Message):
     resume: Optional[CheckpointRef] = None
     grace_seconds: float = 60.0
     """How long ranks may take to save and stop before they are killed."""
+
+    @property
+    def tag(self) -> str:
+        """Equal exactly for equal assignments; what Report.holding says."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- rank → agent: the heartbeat file -------------------------------------------------------------------------------
