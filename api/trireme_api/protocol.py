@@ -342,7 +342,7 @@ class Report(Message):
     state: AgentState
     version: int = PROTOCOL_VERSION
     holding: Optional[str] = None
-    """Tag of the newest assignment received. A long poll is answered at once while it differs from the current one's."""
+    """Tag of the newest assignment received; a long poll is answered at once while the current one has another."""
     pod_ip: Optional[str] = None
     ranks: List[RankReport] = field(default_factory=list)
     progress: Optional[Progress] = None
