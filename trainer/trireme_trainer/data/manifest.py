@@ -78,8 +78,7 @@ class InputPart(_Part):
     sha256: str
     """Over the text of every document in order."""
     skipped_empty_documents: int
-    valid_fraction: float
-    shard_tokens: int
+    options: dict[str, int | float | str | None]
 
 
 class Manifest(_Part):
@@ -145,7 +144,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{where}: {field}: {first['msg']}; prepare the corpus again") from None
     if manifest.fingerprint != manifest.compute_fingerprint():
-        raise DataError(f"{where}: the fingerprint does not fit the content, so it was changed; prepare the corpus again")
+        raise DataError(f"{where}: the fingerprint does not fit, so it was changed; prepare the corpus again")
     return manifest
 
 
