@@ -118,7 +118,7 @@ class Manifest(_Part):
         return json.dumps(self.model_dump(by_alias=True), indent=1, ensure_ascii=False) + "\n"
 
     def files(self) -> list[tuple[str, int, str]]:
-        """(file name, size in bytes or −1 where not recorded, sha256) of everything the manifest vouches for."""
+        """(file name, size in bytes or −1 where not recorded, sha256) of all the manifest vouches for."""
         found = [(self.tokenizer.file, -1, self.tokenizer.sha256)]
         for shard in (*self.train.shards, *self.valid.shards):
             found.append((shard.tokens_file, shard.tokens * TOKEN_BYTES[self.dtype], shard.sha256))

@@ -15,7 +15,8 @@ from trireme_trainer.data.manifest import MANIFEST, Manifest, Split, SplitPart, 
 def check_files(
     directory: str, manifest: Manifest, contents: bool, seen: Callable[[str], None] | None = None
 ) -> list[str]:
-    """Every problem of the files the manifest vouches for, one line each; sizes always, sha256 when `contents`."""
+    """Every problem of the files the manifest vouches for, one line each: sizes and the tokenizer always, every byte when
+    `contents`."""
     problems = []
     for name, size, sha256 in manifest.files():
         path = os.path.join(directory, name)
@@ -24,7 +25,7 @@ def check_files(
             if size >= 0 and actual != size:
                 what = "truncated" if actual < size else "longer than it should be"
                 problems.append(f"{path}: {what}: {actual} bytes, the manifest says {size}")
-            elif contents and (found := file_sha256(path)) != sha256:
+            elif (contents or size < 0) and (found := file_sha256(path)) != sha256:
                 problems.append(f"{path}: corrupt: sha256 is {found[:16]}…, the manifest says {sha256[:16]}…")
         except FileNotFoundError:
             problems.append(f"{path}: missing")
