@@ -1,0 +1,58 @@
+"""Dense peak arithmetic of accelerators, for MFU. A device that is not here has no MFU: never a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class DevicePeak:
+    """FLOP/s without sparsity, as the maker's data sheet prints them. None: the device has no such units.
+
+    `fp32` is the ordinary fp32 rate: torch multiplies fp32 matrices without TF32 unless told otherwise.
+    """
+
+    bf16: float | None
+    fp32: float
+    source: str
+
+    def of(self, precision: Precision) -> float | None:
+        return self.bf16 if precision == "bf16" else self.fp32
+
+
+_H100 = "NVIDIA H100 Tensor Core GPU data sheet"
+_H200 = "NVIDIA H200 Tensor Core GPU data sheet"
+_A100 = "NVIDIA A100 Tensor Core GPU data sheet"
+_TERA = 1e12
+
+# Data sheets print tensor figures with sparsity from Hopper on; these are the halves. First match wins, so the
+# narrower name stands first.
+_PEAKS: tuple[tuple[tuple[str, ...], DevicePeak], ...] = (
+    (("GH200",), DevicePeak(989.4 * _TERA, 66.9 * _TERA, "NVIDIA GH200 Grace Hopper Superchip data sheet")),
+    (("H200", "NVL"), DevicePeak(835.5 * _TERA, 60 * _TERA, _H200)),
+    (("H200",), DevicePeak(989.4 * _TERA, 66.9 * _TERA, _H200)),
+    (("H100", "PCIe"), DevicePeak(756.0 * _TERA, 51.2 * _TERA, _H100)),
+    (("H100", "NVL"), DevicePeak(835.5 * _TERA, 60 * _TERA, _H100)),
+    (("H100",), DevicePeak(989.4 * _TERA, 66.9 * _TERA, _H100)),
+    (("A100",), DevicePeak(312.0 * _TERA, 19.5 * _TERA, _A100)),
+    (("L40S",), DevicePeak(362.05 * _TERA, 91.6 * _TERA, "NVIDIA L40S data sheet")),
+    (("A10G",), DevicePeak(None, 31.5 * _TERA, "AWS G5 / NVIDIA A10G: fp32 only; no dense bf16 figure is published")),
+    (("NVIDIA A10",), DevicePeak(125.0 * _TERA, 31.2 * _TERA, "NVIDIA A10 data sheet")),
+    (("NVIDIA L4",), DevicePeak(121.0 * _TERA, 30.3 * _TERA, "NVIDIA L4 data sheet")),
+    (("V100",), DevicePeak(None, 15.7 * _TERA, "NVIDIA V100 data sheet (SXM2); no bf16 units")),
+    (("T4",), DevicePeak(None, 8.1 * _TERA, "NVIDIA T4 data sheet; no bf16 units")),
+    (("MI300X",), DevicePeak(1307.4 * _TERA, 163.4 * _TERA, "AMD Instinct MI300X data sheet")),
+    (("MI250X",), DevicePeak(383.0 * _TERA, 47.9 * _TERA, "AMD Instinct MI250X data sheet")),
+)
+
+
+def device_peak(name: str) -> DevicePeak | None:
+    """By the name the driver gives (`torch.cuda.get_device_name()`); None for a device that is not in the table."""
+    words = name.replace("-", " ").split()
+    for parts, peak in _PEAKS:
+        if all((part in name) if " " in part else (part in words) for part in parts):
+            return peak
+    return None

@@ -1,0 +1,82 @@
+"""Next-token prediction: cross-entropy summed over valid tokens, divided by those of the whole accumulated global step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trireme_trainer.families import LanguageModel, Project
+
+IGNORED = -100
+"""Target of a position that does not count."""
+CHUNK_BYTES = 1 << 29
+"""Of fp32 logits alive at once. At vocabulary 50,272 these are 2,669 tokens; the rest of a micro-batch waits its turn."""
+
+
+class CausalLM:
+    """Callable `(model, tokens_BT, targets_BT, valid) -> loss`, shape [], fp32.
+
+    The output layer and its cross-entropy are taken chunk by chunk over tokens, each chunk's backward pass run at
+    once: no more than one chunk of logits exists, and none is computed twice. This runs inside the model's forward
+    pass, while sharding holds the output layer's weights gathered. The returned loss must be back-propagated as it
+    is (gradient 1), once.
+    """
+
+    def __init__(self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._chunk = max(1, chunk_bytes // (4 * vocabulary_size))
+        self._cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy
+        if compile_backend is not None:
+            self._cross_entropy = torch.compile(summed_cross_entropy, backend=compile_backend)
+
+    def __call__(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, valid: Tensor) -> Tensor:
+        """`valid`: number of valid targets of the global step, shape [], at least 1."""
+
+        def head(hidden_BTD: Tensor, project: Project) -> Tensor:
+            hidden, targets = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+            if not (torch.is_grad_enabled() and hidden.requires_grad):
+                with torch.no_grad():
+                    return self._sum(hidden, targets, project, valid, backward=False)[0]
+            with torch.enable_grad():
+                loss, gradient = self._sum(hidden.detach(), targets, project, valid, backward=True)
+            assert gradient is not None
+            return _Precomputed.apply(hidden, loss, gradient)
+
+        return model(tokens_BT, head)
+
+    def _sum(
+        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, *, backward: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        gradients = []
+        for hidden, targets in zip(hidden_ND.split(self._chunk), targets_N.split(self._chunk), strict=True):
+            part = hidden.requires_grad_(backward) if not backward else hidden.detach().requires_grad_()
+            loss = self._cross_entropy(project(part), targets) / valid
+            if backward:
+                loss.backward()
+                assert part.grad is not None
+                gradients.append(part.grad)
+            total += loss.detach()
+        return total, torch.cat(gradients) if backward else None
+
+
+def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """In fp32 whatever the logits are."""
+    return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
+
+
+class _Precomputed(torch.autograd.Function):
+    """A loss whose gradient with respect to `hidden` is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None, None

@@ -1,0 +1,34 @@
+"""Ranks arranged for a sharding: one dimension, or groups that shard inside and replicate across (FSDP paper §3.2)."""
+
+from __future__ import annotations
+
+import logging
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from trireme_api.recipe import ParallelismSpec
+from trireme_trainer.parallel.world import World
+
+log = logging.getLogger(__name__)
+
+
+def shard_group_size(spec: ParallelismSpec, world_size: int, local_world_size: int) -> int:
+    """Ranks that one copy of the model is spread over.
+
+    For `hybrid` the wish (`shardSize`, or the ranks of a node) is rounded up to a divisor of the world size: a gang
+    that came back smaller still runs, and no rank ever holds more than was asked for.
+    """
+    if spec.shard != "hybrid":
+        return world_size
+    wish = min(spec.shard_size or local_world_size, world_size)
+    return next(size for size in range(wish, world_size + 1) if world_size % size == 0)
+
+
+def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
+    size = shard_group_size(spec, world.size, world.local_size)
+    if spec.shard != "hybrid":
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    if spec.shard_size and size != spec.shard_size and world.rank == 0:
+        log.warning("parallelism.shardSize %d does not divide %d ranks: groups of %d", spec.shard_size, world.size, size)
+    shape = (world.size // size, size)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,74 @@
+"""From a bare model on the meta device to one spread over a mesh: recompute, compile, shard, and place in memory.
+
+Gradients are summed, never averaged: the loss is already divided by the global number of valid tokens. A divide factor
+of 1.0 needs a forced plain sum with it, because gloo has no pre-multiplied sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from trireme_api.recipe import Recipe
+from trireme_trainer.families import LanguageModel
+
+
+def shard_model(model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str) -> None:
+    """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards."""
+    blocks: Sequence[nn.Module] = list(model.blocks)
+    if recipe.activation_checkpointing:
+        for block in blocks:
+            # On the bound method, not by a wrapper module: parameter names, and with them checkpoints, stay as they are.
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if recipe.compile:
+        for block in blocks:
+            block.compile(backend=compile_backend, fullgraph=True)
+    keep_parameters = recipe.parallelism.shard == "grad-op"
+    policy = _precision(recipe)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_parameters)
+    # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.to_empty(device=device)
+
+
+class Accumulation:
+    """When gradients of an accumulated step travel.
+
+    full: every micro-batch (only shards are kept). hybrid: inside a group every micro-batch, between groups the last
+    one. grad-op: the last one; parameters stay gathered in between too (FSDP paper §3.3.4, accumulation without
+    communication). All three give the same sum.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        assert isinstance(model, FSDPModule)
+        self._model = model
+        self._shard = recipe.parallelism.shard
+
+    def before(self, index: int, count: int) -> None:
+        """Call before the forward pass of micro-batch `index` of `count`."""
+        if count == 1:
+            return
+        last = index == count - 1
+        self._model.set_is_last_backward(last)
+        if self._shard == "hybrid":
+            self._model.set_requires_all_reduce(last)
+        elif self._shard == "grad-op":
+            self._model.set_requires_gradient_sync(last)
+            self._model.set_reshard_after_backward(last)
+
+
+def _precision(recipe: Recipe) -> MixedPrecisionPolicy:
+    if recipe.precision == "fp32":
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -1,0 +1,105 @@
+"""The gang as one rank sees it: its device, the process group, and the few numbers all ranks must agree on each step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trireme_trainer.outcome import BadRecipe
+from trireme_trainer.parallel.network import bind_gloo
+from trireme_trainer.settings import Settings
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, settings: Settings) -> World:
+        """Meets the other ranks: NCCL between GPUs with gloo beside it, gloo alone on CPUs. Blocks until all are there."""
+        device = _device(settings)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            torch.set_num_threads(cpu_threads(settings.local_world_size))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=settings.init_timeout)
+        if settings.world_size == 1:
+            # Nobody to meet, so no port to open: the same group, kept in this process.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            bind_gloo(os.environ["MASTER_ADDR"])
+            dist.init_process_group(
+                backend,
+                init_method="env://",
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
+        return cls(settings.rank, settings.world_size, settings.local_rank, settings.local_world_size, device)
+
+    def sum(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Each value summed over all ranks: shape [len(values)], float64 (token counts stay exact), on the device."""
+        if all(isinstance(value, Tensor) for value in values):
+            vector = torch.stack([value.to(torch.float64) for value in values if isinstance(value, Tensor)])
+        else:
+            vector = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(vector)
+        return vector
+
+    def limit_waiting(self, seconds: float, groups: Sequence[dist.ProcessGroup] = ()) -> None:
+        """From here on a collective that takes longer than `seconds` fails: peers that vanished are noticed."""
+        if self.size == 1:
+            return
+        self.barrier()
+        world = dist.group.WORLD
+        for group in {id(g): g for g in (world, *groups) if g is not None}.values():
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.sum([0.0]).cpu()
+
+    def leave(self) -> None:
+        with suppress(Exception):  # a group poisoned by a lost peer cannot be closed, and the process ends anyway
+            dist.destroy_process_group()
+
+
+def cpu_threads(local_world_size: int) -> int:
+    """Threads for one rank: OMP_NUM_THREADS if given, else this container's share of CPUs."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, int(min(len(os.sched_getaffinity(0)), cpu_quota()) // local_world_size))
+
+
+def cpu_quota(path: str = "/sys/fs/cgroup/cpu.max") -> float:
+    """CPUs the container's limit allows (cgroup v2); infinity where there is none. torch itself counts the machine's."""
+    try:
+        with open(path, encoding="ascii") as file:
+            quota, period = file.read().split()
+        return float("inf") if quota == "max" else max(1.0, float(quota) / float(period))
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def _device(settings: Settings) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if settings.local_rank >= torch.cuda.device_count():
+        raise BadRecipe(
+            f"procsPerNode: local rank {settings.local_rank} has no GPU of its own, this pod sees "
+            f"{torch.cuda.device_count()}; lower procsPerNode or ask for more GPUs in template.resources"
+        )
+    return torch.device("cuda", settings.local_rank)
