@@ -1,0 +1,214 @@
+"""Presets and their arithmetic, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from trireme_api import families
+from trireme_api.families import PRESETS, check_recipe, resolve
+from trireme_api.families.memory import state_memory
+from trireme_api.families.opt import OptConfig
+from trireme_api.recipe import ModelSpec, Recipe
+from trireme_api.schema import InvalidSpec
+
+# Of the released checkpoints (vocabulary 50,272, tied), counted on the real models.
+RELEASED = {
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "opt-1.3b": 1_315_758_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984,
+    "opt-13b": 12_853_473_280,
+    "opt-30b": 29_974_540_288,
+    "opt-66b": 65_719_701_504,
+    "opt-175b": 174_604_468_224,
+}
+
+# Table 1: layers, heads, width, peak learning rate, batch in tokens.
+TABLE_1 = {
+    "opt-125m": (12, 12, 768, 6.0e-4, 0.5),
+    "opt-350m": (24, 16, 1024, 3.0e-4, 0.5),
+    "opt-1.3b": (24, 32, 2048, 2.0e-4, 1),
+    "opt-2.7b": (32, 32, 2560, 1.6e-4, 1),
+    "opt-6.7b": (32, 32, 4096, 1.2e-4, 2),
+    "opt-13b": (40, 40, 5120, 1.0e-4, 4),
+    "opt-30b": (48, 56, 7168, 1.0e-4, 4),
+    "opt-66b": (64, 72, 9216, 0.8e-4, 2),
+    "opt-175b": (96, 96, 12288, 1.2e-4, 2),
+}
+
+
+def _opt(name: str) -> OptConfig:
+    config = PRESETS[name].config
+    assert isinstance(config, OptConfig)
+    return config
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_parameters_are_those_of_the_released_model(name: str) -> None:
+    count = families.parameters(PRESETS[name].config)
+    assert count.total == RELEASED[name]
+    assert count.activated == count.total
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_preset_is_the_papers_table(name: str) -> None:
+    layers, heads, width, learning_rate, mega_tokens = TABLE_1[name]
+    config, recipe = _opt(name), PRESETS[name].recipe
+    assert (config.layers, config.heads, config.width) == (layers, heads, width)
+    assert config.feed_forward_width == 4 * width
+    assert recipe.peak_learning_rate == learning_rate
+    assert recipe.batch_tokens == mega_tokens * 1024 * 1024
+    assert config.dropout == config.attention_dropout == 0.1
+
+
+def test_warm_up_of_the_largest_is_in_steps_and_of_the_others_in_tokens() -> None:
+    largest = PRESETS["opt-175b"].recipe
+    assert largest.warmup_tokens == 2000 * largest.batch_tokens
+    assert {p.recipe.warmup_tokens for p in PRESETS.values() if p.name != "opt-175b"} == {375e6}
+
+
+def test_released_350m_differs_from_what_the_table_prescribes() -> None:
+    released, prescribed = _opt("opt-350m"), _opt("opt-350m-preln")
+    assert (released.pre_norm, released.embedding_width) == (False, 512)
+    assert (prescribed.pre_norm, prescribed.embedding_width) == (True, 1024)
+    # Full-width table, no projections, a final LayerNorm.
+    assert prescribed.parameters().total - released.parameters().total == 50272 * 512 - 2 * 512 * 1024 + 2 * 1024
+
+
+def _attended_pairs(length: int) -> int:
+    return sum(1 for query in range(length) for key in range(length) if key <= query)
+
+
+@pytest.mark.parametrize("name", ["opt-tiny", "opt-350m", "opt-1.3b"])
+@pytest.mark.parametrize("length", [1, 2, 77, 256])
+def test_forward_flops_count_every_attended_pair_once(name: str, length: int) -> None:
+    c = _opt(name)
+    d, w, f = c.width, c.embedding_width, c.feed_forward_width
+    matrices = [(d, d)] * 4 + [(d, f), (f, d)]
+    per_layer = 2 * length * sum(a * b for a, b in matrices) + 2 * 2 * d * _attended_pairs(length)
+    outside = 2 * length * (c.vocabulary_size * w + (2 * w * d if w != d else 0))
+    counted = c.layers * per_layer + outside
+    assert families.forward_flops_per_token(c, length) * length == pytest.approx(counted, rel=1e-12)
+
+
+def test_recomputation_runs_the_blocks_a_second_time_and_not_the_head() -> None:
+    c = _opt("opt-125m")
+    plain = c.hardware_flops_per_token(2048, activation_checkpointing=False)
+    again = c.hardware_flops_per_token(2048, activation_checkpointing=True)
+    assert plain == c.train_flops_per_token(2048) == 3 * c.forward_flops_per_token(2048)
+    assert again - plain == c.forward_flops_per_token(2048) - 2 * 50272 * 768
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("opt-125m", 1.13), ("opt-1.3b", 1.07), ("opt-13b", 1.03), ("opt-175b", 1.014)]
+)
+def test_palm_formula_overstates_small_models_as_published(name: str, ratio: float) -> None:
+    c = _opt(name)
+    assert families.palm_flops_per_token(c, 2048) / c.train_flops_per_token(2048) == pytest.approx(ratio, abs=0.006)
+
+
+def test_opt_175b_run_cost_what_its_authors_logged() -> None:
+    """4.30e23 FLOPs for 300B tokens, with recomputation counted (their formula: full square, four passes)."""
+    c = _opt("opt-175b")
+    full_square = 3 * c.forward_flops_per_token(2048, causal=False) + c.block_flops_per_token(2048, causal=False)
+    assert full_square * 300e9 == pytest.approx(4.30e23, rel=0.01)
+
+
+class TestResolve:
+    def test_overrides_replace_single_numbers(self) -> None:
+        config = resolve(ModelSpec(preset="opt-125m", overrides={"layers": 2, "dropout": 0, "vocabularySize": 8192}))
+        assert isinstance(config, OptConfig)
+        assert (config.layers, config.dropout, config.vocabulary_size, config.width) == (2, 0.0, 8192, 768)
+
+    def test_derived_widths_follow_an_overridden_width(self) -> None:
+        config = resolve(ModelSpec(preset="opt-125m", overrides={"width": 48}))
+        assert isinstance(config, OptConfig)
+        assert (config.embedding_width, config.feed_forward_width) == (48, 192)
+
+    def test_a_width_the_preset_states_stays(self) -> None:
+        config = resolve(ModelSpec(preset="opt-350m", overrides={"width": 64}))
+        assert isinstance(config, OptConfig)
+        assert (config.embedding_width, config.feed_forward_width) == (512, 256)
+
+    @pytest.mark.parametrize(
+        ("spec", "field", "words"),
+        [
+            ({"preset": "opt-125"}, "model.preset", "opt-125m"),
+            ({"preset": "zzz"}, "model.preset", "trireme models"),
+            ({"preset": "opt-8m", "overrides": {"layer": 2}}, "model.overrides.layer", "'layers'"),
+            ({"preset": "opt-8m", "overrides": {"qqqq": 2}}, "model.overrides.qqqq", "known: "),
+            ({"preset": "opt-8m", "overrides": {"heads": 3}}, "model.overrides", "not a multiple of 3"),
+            ({"preset": "opt-8m", "overrides": {"width": -8}}, "model.overrides.width", "-8"),
+            ({"preset": "opt-8m", "overrides": {"width": "wide"}}, "model.overrides.width", "'wide'"),
+            ({"preset": "opt-8m", "overrides": {"layers": 1.5}}, "model.overrides.layers", "1.5"),
+            ({"preset": "opt-8m", "overrides": {"heads": True}}, "model.overrides.heads", "True"),
+            ({"preset": "opt-8m", "overrides": {"dropout": 1.0}}, "model.overrides.dropout", "less than 1"),
+            ({"preset": "opt-8m", "overrides": {"vocabularySize": 3}}, "model.overrides.vocabularySize", "4"),
+        ],
+    )
+    def test_bad_input_names_the_field_in_one_line(self, spec: dict[str, object], field: str, words: str) -> None:
+        with pytest.raises(InvalidSpec) as caught:
+            resolve(ModelSpec.model_validate(spec))
+        assert caught.value.field == field
+        assert words in caught.value.message
+        assert "\n" not in str(caught.value)
+
+    def test_path_prefix_is_the_callers(self) -> None:
+        with pytest.raises(InvalidSpec, match=r"^spec\.recipe\.model\.preset: "):
+            resolve(ModelSpec(preset="nope"), path="spec.recipe.model")
+
+
+def _recipe(preset: str, length: int) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"preset": preset},
+            "data": {"sources": [{"path": "x"}], "sequenceLength": length},
+            "batch": {"tokens": length},
+            "until": {"steps": 1},
+        }
+    )
+
+
+def test_a_sequence_longer_than_the_position_table_is_refused() -> None:
+    assert check_recipe(_recipe("opt-tiny", 256)).maximum_positions == 256
+    with pytest.raises(InvalidSpec, match=r"^data\.sequenceLength: must be at most 256"):
+        check_recipe(_recipe("opt-tiny", 257))
+
+
+class TestMemory:
+    def test_sixteen_bytes_a_parameter_unsharded(self) -> None:
+        config = _opt("opt-1.3b")
+        memory = state_memory(config, shards=1, precision="fp32")
+        assert memory.total == 16 * config.parameters().total
+        assert (memory.weights, memory.gradients, memory.optimizer) == tuple(
+            k * config.parameters().total for k in (4, 4, 8)
+        )
+
+    def test_sharding_divides_state_and_full_gathers_less_than_grad_op(self) -> None:
+        config = _opt("opt-13b")
+        full = state_memory(config, shards=8, precision="bf16", sharding="full")
+        grad_op = state_memory(config, shards=8, precision="bf16", sharding="grad-op")
+        assert full.weights == grad_op.weights == 4 * config.parameters().total // 8
+        assert grad_op.gathered == 2 * config.parameters().total
+        outside = config.parameters().total - 40 * config.block_parameters()
+        assert full.gathered == 2 * (outside + 2 * config.block_parameters())
+
+    def test_uneven_shards_count_the_largest(self) -> None:
+        config = _opt("opt-tiny")
+        assert state_memory(config, shards=7).weights == 4 * -(-config.parameters().total // 7)
+
+    def test_a_model_of_two_blocks_gathers_no_more_than_itself(self) -> None:
+        config = _opt("opt-tiny")
+        assert state_memory(config, shards=2, precision="fp32").gathered == 4 * config.parameters().total
+
+    def test_no_shards_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="shards"):
+            state_memory(_opt("opt-tiny"), shards=0)
+
+
+def test_families_need_no_torch() -> None:
+    code = "import sys, trireme_api.families, trireme_api.families.memory; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
