@@ -140,6 +140,7 @@ class ConditionType(StrEnum):
     RECOVERING = "Recovering"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    EDIT_IGNORED = "EditIgnored"
 
 
 class Condition(Status):
@@ -156,11 +157,16 @@ class Slot(Status):
 
     index: int
     incarnation: int
-    """Rises when this slot's pod is to be replaced: an older pod is garbage from then on."""
+    """The attempt this slot's pod was made for: rises when the pod is to be replaced, an older one is garbage then."""
+    pod_uid: str | None = None
+    """The pod that was seen to fill this slot. Ranks start only in recorded pods; a recorded pod that is gone is a
+    failure, a missing one that was never recorded is still to be created."""
 
 
 class ProgressStatus(Status):
     step: int = 0
+    best_step: int = 0
+    """The furthest step ever reached: what counts as progress between failures."""
     total_steps: int | None = None
     tokens: int | None = None
     loss: float | None = None
@@ -169,7 +175,8 @@ class ProgressStatus(Status):
     mfu: float | None = None
     eta: str | None = None
     """RFC 3339 time at which the run would end at this speed."""
-    updated_at: str | None = None
+    remaining: str | None = None
+    """The same as a duration, for the printer column."""
 
 
 class CheckpointStatus(Status):
@@ -183,9 +190,11 @@ class RestartRecord(Status):
     action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
     cause: Cause
     step: int = 0
-    """Progress at the time: tells whether anything was gained since."""
+    """The furthest step reached at the time: tells whether anything was gained since."""
     attempt: int
     """The attempt that this restart began."""
+    charged: bool = True
+    """False: does not count against the budget (preemption, a drained node)."""
 
 
 class Restarts(Status):
@@ -236,6 +245,8 @@ class CarbonStatus(Status):
     grams_per_kilowatt_hour: float | None = None
     pue: float | None = None
     source: str | None = None
+    summary: str | None = None
+    """For the printer column, with its unit."""
 
 
 class ReplicaStatus(Status):
@@ -243,6 +254,16 @@ class ReplicaStatus(Status):
     created: int = 0
     ready: int = 0
     """Pods whose ranks run."""
+    selector: str = ""
+    """Label selector of the pods, for the scale subresource."""
+
+
+class Queueing(Status):
+    """Attempts to get the whole gang placed that had to be given up."""
+
+    requeues: int = 0
+    not_before: str | None = None
+    """Not admitted again before this time."""
 
 
 class TrainingJobStatus(Status):
@@ -257,6 +278,8 @@ class TrainingJobStatus(Status):
     replicas: ReplicaStatus = Field(default_factory=ReplicaStatus)
     progress: ProgressStatus | None = None
     last_checkpoint: CheckpointStatus | None = None
+    resume_from: CheckpointStatus | None = None
+    """The newest committed checkpoint known when this attempt began; the trainer checks it and looks itself."""
     restarts: Restarts = Field(default_factory=Restarts)
     restart_count: int = 0
     last_failure: LastFailure | None = None
@@ -264,12 +287,19 @@ class TrainingJobStatus(Status):
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)
     admitted_at: str | None = None
     """First admission; the active deadline counts from here."""
+    admitted_spec: dict[str, Any] | None = None
+    """The spec this gang was made from: edits while it is admitted take effect after suspend and resume."""
+    queueing: Queueing = Field(default_factory=Queueing)
+    stopping_since: str | None = None
+    """When the ranks were asked to save and stop."""
     suspended_at: str | None = None
     suspended_seconds: float = 0.0
     start_time: str | None = None
     completion_time: str | None = None
     explanation: str = ""
     """What it is doing, why, and what happens next, in one sentence."""
+    updated_at: str | None = None
+    """When the operator last wrote this status."""
 
 
 def parse_spec(data: Any) -> TrainingJobSpec:

@@ -1,0 +1,41 @@
+"""The working copy of one reconcile call: the status being written, the events, and when to look again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trireme_api.job import Phase, TrainingJobSpec, TrainingJobStatus
+
+from trireme_operator import conditions
+from trireme_operator.actions import Note
+from trireme_operator.gang import Place, alive, places
+from trireme_operator.views import Job, Observed
+
+
+@dataclass
+class Draft:
+    job: Job
+    spec: TrainingJobSpec
+    """The effective one."""
+    seen: Observed
+    now: float
+    status: TrainingJobStatus
+    found: list[Place] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    wake: float | None = None
+
+    def __post_init__(self) -> None:
+        self.found = places(self.job, self.seen)
+
+    def note(self, reason: str, message: str, warning: bool = False) -> None:
+        self.notes.append(Note(reason, message, warning))
+
+    def wake_at(self, when: float) -> None:
+        """Look again at this time though nothing happens."""
+        self.wake = when if self.wake is None else min(self.wake, when)
+
+    def enter(self, phase: Phase, reason: str, message: str) -> None:
+        conditions.enter(self.status, phase, reason, message, self.now, self.job.generation)
+
+    def alive(self, place: Place) -> bool:
+        return alive(place, self.now, self.seen.limits.silent_seconds)

@@ -1,0 +1,46 @@
+"""Which spec counts: what a gang is made of is frozen at admission, policies may change at any time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trireme_api.job import TrainingJobSpec
+
+from trireme_operator.views import Job
+
+FROZEN = ("recipe", "replicas", "procs_per_node", "checkpoint", "template", "scheduling_policy")
+"""Fields that pods are made from; the others are read live."""
+
+
+def snapshot(spec: TrainingJobSpec) -> dict[str, Any]:
+    """The spec as status keeps it while the gang is admitted."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+
+
+def effective(job: Job) -> TrainingJobSpec | None:
+    """The spec to act on: the admitted gang's frozen part with the live policies; None when none is valid."""
+    admitted = _admitted(job)
+    if admitted is None:
+        return job.spec
+    if job.spec is None:
+        return admitted
+    return job.spec.model_copy(update={name: getattr(admitted, name) for name in FROZEN})
+
+
+def ignored_edits(job: Job) -> list[str]:
+    """Frozen fields (as in YAML) whose live value differs from the admitted one."""
+    admitted = _admitted(job)
+    if admitted is None or job.spec is None:
+        return []
+    alias = {name: field.alias or name for name, field in TrainingJobSpec.model_fields.items()}
+    return [f"spec.{alias[name]}" for name in FROZEN if getattr(admitted, name) != getattr(job.spec, name)]
+
+
+def _admitted(job: Job) -> TrainingJobSpec | None:
+    if job.status.admitted_spec is None:
+        return None
+    try:
+        return TrainingJobSpec.model_validate(job.status.admitted_spec)
+    except ValueError:
+        # Written by another version of the operator, or forged: the live spec is the better truth.
+        return None

@@ -1,0 +1,246 @@
+"""What failed first, why, and which rung of the restart ladder answers it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from trireme_api.job import FailurePolicy, LadderStep, RestartRecord, TrainingJobStatus
+from trireme_api.protocol import (
+    AgentState,
+    Cause,
+    ExitCode,
+    Failure,
+    ProtocolError,
+    cause_of_exit,
+    clean_text,
+    retryable,
+)
+
+from trireme_operator.clock import seconds
+from trireme_operator.gang import Place
+from trireme_operator.views import Ended, Limits, Pod
+
+RestartAction = Literal["RestartProcess", "ReplacePod", "RestartGang"]
+STRENGTH: dict[str, int] = {"RestartProcess": 0, "ReplacePod": 1, "RestartGang": 2}
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One pod's failure, classified."""
+
+    cause: Cause
+    message: str
+    at: float
+    """Unix seconds by the operator's clock, or the kubelet's where the container's end is all there is."""
+    rule: str
+    """Which signal classified it."""
+    slot: int
+    pod: str = ""
+    node: str = ""
+    rank: int | None = None
+    exit: int | None = None
+    cascade: bool = False
+    """It failed because a peer did."""
+
+    @property
+    def charged(self) -> bool:
+        """Whether it counts against the budget: not when the API server says that the cluster took the pod away."""
+        return not (self.cause == Cause.PREEMPTION and self.rule != "saved-unasked")
+
+
+def breakdown(place: Place, attempt: int, now: float, limits: Limits) -> Breakdown | None:
+    """The failure of one place in this attempt, if there is one. Signals in order of trust (API server first)."""
+    pod, slot = place.pod, place.slot
+    if pod is None:
+        if slot.pod_uid is None:
+            return None
+        return Breakdown(
+            Cause.INFRASTRUCTURE,
+            "the pod is gone from the API server: deleted, evicted or its node removed",
+            now,
+            "pod-gone",
+            slot.index,
+        )
+    if pod.phase == "Failed":
+        return _of_ended_pod(place, pod, now)
+    if pod.phase == "Succeeded":
+        return None
+    if place.node_lost(now, limits.silent_seconds):
+        what = (
+            f"node {pod.node} is gone" if place.node_gone else f"node {pod.node} is not ready and its agent is silent"
+        )
+        return Breakdown(Cause.INFRASTRUCTURE, what, now, "node-lost", slot.index, pod.name, pod.node)
+    return _of_report(place, pod, attempt)
+
+
+def _of_report(place: Place, pod: Pod, attempt: int) -> Breakdown | None:
+    heard = place.heard
+    if heard is None or heard.report.attempt != attempt:
+        return None
+    report = heard.report
+    if report.failure is not None:
+        found = report.failure
+        return Breakdown(
+            found.cause,
+            _first_line(found),
+            heard.since or heard.at,
+            "agent-report",
+            place.slot.index,
+            pod.name,
+            pod.node,
+            found.rank,
+            found.exit,
+            found.cascade or found.cause == Cause.NETWORK,
+        )
+    if report.state != AgentState.EXITED:
+        return None
+    exits = [rank for rank in report.ranks if rank.exit not in (None, 0)]
+    if not exits:
+        return None
+    worst = next((rank for rank in exits if rank.exit != ExitCode.SAVED_AND_STOPPED), exits[0])
+    assert worst.exit is not None
+    return _of_exit_code(place, pod, worst.exit, heard.since or heard.at, worst.local_rank)
+
+
+def _of_exit_code(place: Place, pod: Pod, code: int, at: float, local_rank: int | None = None) -> Breakdown:
+    if code == ExitCode.SAVED_AND_STOPPED:
+        return Breakdown(
+            Cause.PREEMPTION,
+            "ranks were asked from outside to leave (SIGTERM): saved and stopped",
+            at,
+            "saved-unasked",
+            place.slot.index,
+            pod.name,
+            pod.node,
+            None,
+            code,
+            cascade=not pod.leaving,
+        )
+    who = "" if local_rank is None else f"local rank {local_rank} "
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return Breakdown(
+        cause_of_exit(code) or Cause.UNKNOWN,
+        f"{who}{how}".strip(),
+        at,
+        "exit-code",
+        place.slot.index,
+        pod.name,
+        pod.node,
+        None,
+        code,
+    )
+
+
+def _of_ended_pod(place: Place, pod: Pod, now: float) -> Breakdown:
+    ended = pod.ended
+    at = ended.finished_at if ended is not None and ended.finished_at is not None else now
+
+    def found(cause: Cause, message: str, rule: str, code: int | None = None) -> Breakdown:
+        return Breakdown(cause, message, at, rule, place.slot.index, pod.name, pod.node, exit=code)
+
+    if pod.disruption:
+        return found(Cause.PREEMPTION, f"the cluster took the pod away: {pod.disruption}", "disruption")
+    if pod.reason in ("Preempting", "Terminated", "Shutdown", "NodeShutdown"):
+        return found(Cause.PREEMPTION, f"the node took the pod away: {pod.reason}: {pod.message}", "disruption")
+    if pod.reason == "Evicted":
+        return found(Cause.INFRASTRUCTURE, f"evicted by the kubelet: {pod.message}", "evicted")
+    if ended is None:
+        return found(
+            Cause.INFRASTRUCTURE, f"{pod.reason or 'failed'}: {pod.message or 'no container ran'}", "pod-failed"
+        )
+    if ended.reason == "OOMKilled":
+        return found(
+            Cause.OOM,
+            "the container was killed for memory; raise template.resources.limits.memory or lower batch.micro",
+            "oom-killed",
+            ended.exit_code,
+        )
+    if ended.reason in ("StartError", "ContainerCannotRun"):
+        return found(
+            Cause.USER_ERROR,
+            f"template.image: the container cannot start (is python3 in the image?): {ended.message}",
+            "start-error",
+            ended.exit_code,
+        )
+    told = _from_termination_message(ended)
+    if told is not None:
+        return Breakdown(
+            told.cause,
+            _first_line(told),
+            at,
+            "termination-message",
+            place.slot.index,
+            pod.name,
+            pod.node,
+            told.rank,
+            told.exit if told.exit is not None else ended.exit_code,
+            told.cascade or told.cause == Cause.NETWORK,
+        )
+    return _of_exit_code(place, pod, ended.exit_code, at)
+
+
+def _from_termination_message(ended: Ended) -> Failure | None:
+    try:
+        data = json.loads(ended.message)
+        return Failure.from_json(data.get("failure") or data)
+    except (ValueError, AttributeError, ProtocolError):
+        return None
+
+
+def _first_line(failure: Failure) -> str:
+    return clean_text(failure.message.strip() or "no message", 512)
+
+
+def first_failure(found: list[Breakdown]) -> Breakdown:
+    """The one that began it: no mere consequence of a peer's end, then the earliest, then the lowest slot."""
+    return min(found, key=lambda item: (item.cascade, item.rule == "saved-unasked", item.at, item.slot))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to do about a failure: a restart, or the end of the job."""
+
+    action: RestartAction | None
+    reason: str = ""
+    message: str = ""
+
+
+def within_window(policy: FailurePolicy, status: TrainingJobStatus, now: float) -> list[RestartRecord]:
+    return [item for item in status.restarts.recent if now - (seconds(item.at) or 0.0) < policy.window_seconds]
+
+
+def answer(
+    policy: FailurePolicy, status: TrainingJobStatus, failure: Breakdown, *, minimum: int, best_step: int, now: float
+) -> Answer:
+    """The first rung, not weaker than `minimum`, that has budget left; or the end, with the reason.
+
+    `best_step` is the furthest step ever reached, committed checkpoints included.
+    """
+    if not retryable(failure.cause):
+        return Answer(None, "NotRetryable", f"{failure.cause.value}: {failure.message}")
+    recent = within_window(policy, status, now)
+    stuck = 1
+    for record in reversed(recent):
+        if record.cause != failure.cause or record.step < best_step:
+            break
+        stuck += record.charged
+    if failure.charged and stuck >= policy.stop_when.same_cause_without_progress:
+        return Answer(
+            None,
+            "NoProgress",
+            f"{failure.cause.value} {stuck} times in a row without a step beyond {best_step}: {failure.message}",
+        )
+    used = {action: sum(r.action == action and r.charged for r in recent) for action in STRENGTH}
+    for step in policy.ladder:
+        if STRENGTH[step.action] >= minimum and (used[step.action] < step.max or (not failure.charged and step.max)):
+            return Answer(step.action)
+    spent = ", ".join(f"{step.action} {used[step.action]} of {step.max}" for step in policy.ladder)
+    return Answer(
+        None, "BudgetExhausted", f"no restart left within {policy.window_seconds} s ({spent}); last: {failure.message}"
+    )
+
+
+def rung(policy: FailurePolicy, action: str) -> LadderStep | None:
+    return next((step for step in policy.ladder if step.action == action), None)

@@ -1,0 +1,53 @@
+"""Asked to suspend: every rank saves and stops, then the nodes are given back."""
+
+from __future__ import annotations
+
+from trireme_api.job import Phase
+from trireme_api.protocol import AgentState, ExitCode
+
+from trireme_operator.clock import seconds, stamp
+from trireme_operator.draft import Draft
+from trireme_operator.gang import Place
+from trireme_operator.steps import completed, end, give_back
+
+STOP_MARGIN_SECONDS = 30.0
+"""Beyond the pod's own grace, before a gang that does not stop is deleted all the same."""
+
+
+def stop(draft: Draft) -> None:
+    """Asked to suspend: wait until every rank has saved and stopped, then give the nodes back."""
+    status = draft.status
+    if draft.found and all(place.done(status.attempt) for place in draft.found):
+        end(draft, Phase.SUCCEEDED, "Completed", f"{completed(draft)} before it could be suspended")
+        return
+    began = seconds(status.stopping_since) or draft.now
+    patience = draft.spec.template.termination_grace_period_seconds + STOP_MARGIN_SECONDS
+    running = [place for place in draft.found if not _stopped(draft, place)]
+    if running and draft.now < began + patience:
+        draft.wake_at(began + patience)
+        return
+    saved = any(
+        rank.exit == ExitCode.SAVED_AND_STOPPED
+        for p in draft.found
+        if p.heard is not None
+        for rank in p.heard.report.ranks
+    )
+    at = f"at step {status.last_checkpoint.step}" if status.last_checkpoint else "before the first checkpoint"
+    how = (
+        "saved and stopped"
+        if saved
+        else "stopped without saving"
+        if not running
+        else "deleted, for they did not stop in time"
+    )
+    give_back(draft)
+    status.suspended_at = stamp(draft.now)
+    message = f"suspended {at} (ranks {how}); set spec.runPolicy.suspend to false to go on from there"
+    draft.enter(Phase.SUSPENDED, "Suspended", message)
+    draft.note("Suspended", message, warning=bool(running))
+
+
+def _stopped(draft: Draft, place: Place) -> bool:
+    if not draft.alive(place):
+        return place.pod is None or place.pod.over or place.node_lost(draft.now, draft.seen.limits.silent_seconds)
+    return place.heard is None or place.says(draft.status.attempt, AgentState.EXITED, AgentState.WAITING)

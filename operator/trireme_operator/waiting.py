@@ -1,0 +1,82 @@
+"""Jobs without pods: new, queueing, suspended. Starts the gang when admission says that it fits."""
+
+from __future__ import annotations
+
+from trireme_api.job import ConditionType, Phase
+
+from trireme_operator.actions import Note
+from trireme_operator.clock import seconds, stamp
+from trireme_operator.conditions import condition
+from trireme_operator.draft import Draft
+from trireme_operator.frozen import snapshot
+from trireme_operator.gang import fresh_slots
+from trireme_operator.steps import begin_attempt, past_active_deadline
+
+
+def invalid_note(text: str) -> tuple[Note, ...]:
+    return (Note("InvalidSpec", text, warning=True),)
+
+
+def wait(draft: Draft) -> None:
+    """New, invalid till now, suspended or queueing: no pods. Starts the gang when admission says that it fits."""
+    status, spec = draft.status, draft.spec
+    if draft.job.spec is None:
+        return  # an admitted spec is only kept while the gang holds its nodes
+    if status.start_time is None:
+        status.start_time = stamp(draft.now)
+    if spec.run_policy.suspend:
+        if status.phase != Phase.SUSPENDED:
+            status.suspended_at = stamp(draft.now)
+            draft.enter(
+                Phase.SUSPENDED,
+                "Suspended",
+                "suspended before it was started; set spec.runPolicy.suspend to false to start",
+            )
+            draft.note("Suspended", "spec.runPolicy.suspend is true")
+        return
+    since = seconds(status.suspended_at)
+    if since is not None:
+        status.suspended_seconds = round(status.suspended_seconds + max(0.0, draft.now - since), 3)
+        status.suspended_at = None
+        draft.note("Resumed", "spec.runPolicy.suspend is false again")
+    if past_active_deadline(draft):
+        return
+    if draft.seen.missing_claims:
+        _keep_waiting(draft, "ClaimNotFound", "; ".join(draft.seen.missing_claims))
+        draft.wake_at(draft.now + 10)
+        return
+    not_before = seconds(status.queueing.not_before)
+    if not_before is not None and draft.now < not_before:
+        _keep_waiting(
+            draft, "BackOff", f"the gang could not be placed as a whole; queues again at {status.queueing.not_before}"
+        )
+        draft.wake_at(not_before)
+        return
+    verdict = draft.seen.admission
+    if verdict is None:
+        _keep_waiting(draft, "Queued", "waits for the admission check")
+    elif not verdict.fits:
+        _keep_waiting(draft, verdict.reason, verdict.message)
+    else:
+        admit(draft)
+
+
+def _keep_waiting(draft: Draft, reason: str, message: str) -> None:
+    before = condition(draft.status, ConditionType.ADMITTED)
+    if draft.status.phase != Phase.PENDING or before is None or before.reason != reason:
+        draft.note(reason, message, warning=reason in ("LargerThanCluster", "ClaimNotFound"))
+    draft.enter(Phase.PENDING, reason, message)
+
+
+def admit(draft: Draft) -> None:
+    status, spec = draft.status, draft.spec
+    status.admitted_spec = snapshot(spec)
+    status.admitted_at = status.admitted_at or stamp(draft.now)
+    status.queueing.not_before = None
+    begin_attempt(draft)
+    status.slots = fresh_slots(spec.replicas.desired, status.attempt)
+    again = f" from step {status.resume_from.step}" if status.resume_from else ""
+    draft.enter(
+        Phase.STARTING, "Admitted", f"admitted; attempt {status.attempt} starts {spec.replicas.desired} pods{again}"
+    )
+    draft.note("Admitted", f"room for all {spec.replicas.desired} pods; attempt {status.attempt}{again}")
