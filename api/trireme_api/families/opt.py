@@ -86,8 +86,19 @@ class OptConfig(ModelConfig):
         return float(6 * multiplying + 12 * self.layers * self.width * sequence_length)
 
 
+_CODE = "metaseq/launcher/opt_job_constants.py; arXiv 2205.01068 §2.2"
+
+
 def _preset(
-    name: str, layers: int, width: int, heads: int, batch: float, learning_rate: float, note: str = "", **other: Any
+    name: str,
+    layers: int,
+    width: int,
+    heads: int,
+    batch: float,
+    learning_rate: float,
+    note: str = "",
+    source: str = "arXiv 2205.01068 §2.2, Table 1",
+    **other: Any,
 ) -> Preset:
     config = OptConfig(layers=layers, width=width, heads=heads, **other)
     recipe = PublishedRecipe(
@@ -97,7 +108,7 @@ def _preset(
         warmup_tokens=2000 * round(batch * MEBI) if name == "opt-175b" else 375e6,
         decay_tokens=300e9,
         sequence_length=config.maximum_positions,
-        source="arXiv 2205.01068 §2.2 and Table 1",
+        source=source,
     )
     return Preset(name=name, config=config, recipe=recipe, note=note)
 
@@ -105,16 +116,16 @@ def _preset(
 PRESETS = (
     _preset(
         "opt-tiny", 2, 64, 2, 1 / 128, 1e-3, vocabulary_size=512, maximum_positions=256,
-        note="for tests; not a size of the paper",
+        note="for tests; not a size of the paper", source="chosen here",
     ),
-    _preset("opt-8m", 4, 128, 2, 0.125, 1e-3, note="from the authors' code, not in Table 1"),
+    _preset("opt-8m", 4, 128, 2, 0.125, 1e-3, note="from the authors' code, not in Table 1", source=_CODE),
     _preset("opt-125m", 12, 768, 12, 0.5, 6.0e-4),
     _preset(
         "opt-350m", 24, 1024, 16, 0.5, 3.0e-4, embedding_width=512, pre_norm=False,
         note="as released: post-LN, embeddings of width 512",
     ),
     _preset("opt-350m-preln", 24, 1024, 16, 0.5, 3.0e-4, note="as Table 1 has it: built like its siblings"),
-    _preset("opt-760m", 24, 1536, 16, 0.5, 2.5e-4, note="from the authors' code, not in Table 1"),
+    _preset("opt-760m", 24, 1536, 16, 0.5, 2.5e-4, note="from the authors' code, not in Table 1", source=_CODE),
     _preset("opt-1.3b", 24, 2048, 32, 1, 2.0e-4),
     _preset("opt-2.7b", 32, 2560, 32, 1, 1.6e-4),
     _preset("opt-6.7b", 32, 4096, 32, 2, 1.2e-4),
