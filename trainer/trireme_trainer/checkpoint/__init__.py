@@ -1,4 +1,4 @@
-"""Checkpoints: committed by rename, verified by manifest, loadable at any world size. docs/checkpoints.md is the format.
+"""Checkpoints: committed by rename, verified by manifest, loadable at any world size. Format: docs/checkpoints.md.
 
 Importing this package does not import torch; `Checkpointer` does when it is first asked for.
 """

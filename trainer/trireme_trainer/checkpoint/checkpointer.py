@@ -1,4 +1,4 @@
-"""Asynchronous saving and verified loading for one attempt of a job. The protocol, line by line: docs/checkpoints.md."""
+"""Asynchronous saving and verified loading for one attempt of a job. The protocol: docs/checkpoints.md."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from trireme_api.protocol import CheckpointRef
+
 from trireme_trainer.checkpoint import dcp
 from trireme_trainer.checkpoint.errors import CheckpointError, NoUsableCheckpoint, SaveFailed, StaleAttempt
 from trireme_trainer.checkpoint.loader import LoadedCheckpoint, load_newest
@@ -83,7 +83,7 @@ class Checkpointer:
         max_failures: int = 3,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
-        """Fences off older attempts. Collective. Raises StaleAttempt, or CheckpointError when the root cannot be written.
+        """Fences off older attempts. Collective. Raises StaleAttempt, or CheckpointError for an unwritable root.
 
         `owner`: identity of the job (its UID); see fence.py. `process_group`: a gloo group of all ranks for this alone.
         `max_failures`: so many failed saves in a row make `save` raise. `on_stage`: called with each of STAGES.
@@ -108,36 +108,36 @@ class Checkpointer:
         self.timings: deque[SaveTiming] = deque(maxlen=1000)
         self._fence = self._ranks.on_first(lambda: store.claim(attempt, owner))
 
-    # --- loading -------------------------------------------------------------------------------------------------------
+    # --- loading ---
 
     def load(
         self, state: Mapping[str, Any], *, strict: bool = True, known: CheckpointRef | None = None
     ) -> LoadedCheckpoint | None:
-        """Fills the tensors of `state` in place from the newest good checkpoint, whatever world size wrote it. Collective.
+        """Fills the tensors of `state` in place from the newest good checkpoint of whatever world size. Collective.
 
-        None: nothing was ever committed. Raises NoUsableCheckpoint when something was and none of it is good (the tensors
-        may then be half overwritten), IncompatibleCheckpoint when the newest good one holds other tensors. `strict=False`
-        leaves tensors alone that `state` does not ask for. `known`: a checkpoint that was announced before; with it an
-        empty root is an error too (a wrong or lost volume), not a fresh start.
+        None: nothing was ever committed. Raises NoUsableCheckpoint when something was and none of it is good (the
+        tensors may then be half overwritten), IncompatibleCheckpoint when the newest good one holds other tensors.
+        `strict=False` leaves tensors alone that `state` does not ask for. `known`: a checkpoint that was announced
+        before; with it an empty root is an error too (a wrong or lost volume), not a fresh start.
         """
         self._settle()
         loaded = load_newest(self._store, self._ranks, flatten(state), strict=strict)
         if loaded is None and known is not None:
             raise NoUsableCheckpoint(
-                f"{self._store.files.path('')}: no checkpoint here, but {known.path} (step {known.step}) was committed; "
-                "is the right volume mounted?"
+                f"{self._store.files.path('')}: no checkpoint here, but {known.path} (step {known.step}) was "
+                "committed; is the right volume mounted?"
             )
         if loaded is None:
             return None
-        damaged = {problem.candidate.step: problem for problem in loaded.problems if problem.damaged}
-        self._bad = {problem.candidate.step for problem in loaded.problems}
-        if self._ranks.rank == 0:
-            for problem in damaged.values():
-                self._store.set_aside(problem.candidate, self._fence, str(problem))
+        self._bad = {rejected.candidate.step for rejected in loaded.rejected}
+        for rejected in loaded.rejected:
+            # What could merely not be read now may be fine tomorrow: that stays where it is.
+            if rejected.damaged and self._ranks.rank == 0:
+                self._store.set_aside(rejected.candidate, self._fence, str(rejected))
         self._newest = loaded.step
         return loaded
 
-    # --- saving --------------------------------------------------------------------------------------------------------
+    # --- saving ---
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:
         """Copies the state and returns; writing and commit go on in the background. At most one save is in flight.
@@ -171,7 +171,7 @@ class Checkpointer:
         return self._in_flight is not None and self._in_flight.thread.is_alive()
 
     def poll(self) -> list[CheckpointRef]:
-        """Checkpoints committed since the last call; never waits. Raises StaleAttempt. A failed save is in `failures`."""
+        """Checkpoints committed since the last call; never waits. Raises StaleAttempt. For failed saves: `failures`."""
         if self._in_flight is not None and not self._in_flight.thread.is_alive():
             self._collect(self._in_flight)
         if self._stale is not None:
@@ -185,7 +185,7 @@ class Checkpointer:
         return failures
 
     def wait(self) -> None:
-        """Until nothing is in flight. Raises StaleAttempt, or SaveFailed when the newest save did not become a checkpoint."""
+        """Until nothing is in flight. Raises StaleAttempt, or SaveFailed when the newest save was not committed."""
         self._settle()
         if self._failed_in_a_row:
             raise SaveFailed(self._last_failure)
@@ -198,7 +198,7 @@ class Checkpointer:
         if self._in_flight is None:
             self._ranks.close()
 
-    # --- the background thread -----------------------------------------------------------------------------------------
+    # --- the background thread ---
 
     def _write(self, flight: _InFlight, staged: Staged, meta: dict[str, Any]) -> None:
         try:
@@ -211,7 +211,9 @@ class Checkpointer:
     def _protocol(self, flight: _InFlight, staged: Staged, meta: dict[str, Any]) -> CheckpointRef:
         store, ranks, timing = self._store, self._ranks, flight.timing
         mark = time.perf_counter()
-        working = ranks.on_first(lambda: store.begin(flight.step, self._fence))
+        there, working = ranks.on_first(lambda: store.begin(flight.step, self._fence, bad=self._bad))
+        if there is not None:
+            return CheckpointRef(step=there.step, path=there.path)
         try:
             self._on_stage("opened")
             written = dcp.write(store.files, working, staged, ranks, self._on_stage)
@@ -253,10 +255,10 @@ class Checkpointer:
             log.warning("%s: old checkpoints could not be removed (%s)", self._store.files.path(""), describe(error))
         self._on_stage("retained")
 
-    # --- outcomes ------------------------------------------------------------------------------------------------------
+    # --- outcomes ---
 
     def _settle(self) -> None:
-        """Joins the save in flight. After it every rank knows the same outcomes, so what it leads to is the same everywhere."""
+        """Joins the save in flight. After it every rank knows the same outcomes, and so decides the same."""
         if self._in_flight is not None:
             self._in_flight.thread.join()
             self._collect(self._in_flight)

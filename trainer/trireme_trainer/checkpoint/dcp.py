@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint on a checkpoint root: every file hashed while it is written, and nothing executed when it is read.
+"""torch.distributed.checkpoint on a checkpoint root: files are hashed while written, and nothing is executed when read.
 
 The files are torch's own (`.metadata`, `__<rank>_0.distcp`), so its tools can open a committed checkpoint. Its reader
 would unpickle `.metadata` freely; ours builds only the handful of plain classes that a tensor checkpoint consists of.
@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable, Collection, Generator
 from typing import IO, Any, cast
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from trireme_trainer.checkpoint.errors import DamagedCheckpoint, IncompatibleCheckpoint
 from trireme_trainer.checkpoint.files import Files
@@ -30,7 +31,7 @@ from trireme_trainer.checkpoint.ranks import Ranks
 from trireme_trainer.checkpoint.staging import Staged, StagedPlanner
 
 # A single process without torch.distributed is a normal case here, not a mistake to warn about at each save.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized", category=UserWarning)
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 _METADATA_MODULE = "torch.distributed.checkpoint.metadata"
 _METADATA_CLASSES = {
@@ -39,16 +40,19 @@ _METADATA_CLASSES = {
 }  # fmt: skip
 
 
-def write(files: Files, directory: str, staged: Staged, ranks: Ranks, on_stage: Callable[[str], None]) -> list[FileEntry]:
-    """Writes this rank's share into `directory` and returns the files it made. Collective on `ranks`; raises on all ranks."""
+def write(
+    files: Files, directory: str, staged: Staged, ranks: Ranks, on_stage: Callable[[str], None]
+) -> list[FileEntry]:
+    """Writes this rank's share into `directory` and returns the files it made. Collective; raises on all ranks."""
     disk = _HashedFiles(files, directory, on_stage)
     writer = _Writer(disk, directory)
-    dcp.save({}, storage_writer=writer, planner=StagedPlanner(staged), process_group=ranks.group, no_dist=ranks.group is None)
+    planner = StagedPlanner(staged)
+    save({}, storage_writer=writer, planner=planner, process_group=ranks.group, no_dist=ranks.group is None)
     return disk.written
 
 
 def read_metadata(files: Files, directory: str, names: Collection[str]) -> Metadata:
-    """Raises DamagedCheckpoint when it is not the metadata of a tensor checkpoint whose data lies in the files `names`."""
+    """Raises DamagedCheckpoint unless it is the metadata of a tensor checkpoint with its data in the files `names`."""
     try:
         with files.open_read(directory, METADATA) as stream:
             metadata = _MetadataUnpickler(stream).load()
@@ -60,14 +64,15 @@ def read_metadata(files: Files, directory: str, names: Collection[str]) -> Metad
         raise DamagedCheckpoint(f"{METADATA} is not the metadata of a checkpoint")
     for index, info in metadata.storage_data.items():
         if info.relative_path not in names:
-            raise DamagedCheckpoint(f"{METADATA} places {index.fqn} in {info.relative_path!r}, which the manifest does not list")
+            where = f"{info.relative_path!r}, which the manifest does not list"
+            raise DamagedCheckpoint(f"{METADATA} places {index.fqn} in {where}")
         if getattr(info, "transform_descriptors", None):
             raise DamagedCheckpoint(f"{METADATA} asks for stream transforms, which are not used here")
     return metadata
 
 
 def check_compatible(tensors: dict[str, Tensor], metadata: Metadata, *, strict: bool = True) -> None:
-    """Raises IncompatibleCheckpoint naming the tensors that are missing, unexpected (if strict), or of other shape or type."""
+    """Raises IncompatibleCheckpoint naming tensors that are missing, unexpected (if strict), of other shape or type."""
     stored = metadata.state_dict_metadata
     wrong = [f"{name} is missing" for name in tensors if name not in stored]
     if strict:
@@ -88,9 +93,9 @@ def check_compatible(tensors: dict[str, Tensor], metadata: Metadata, *, strict: 
 
 
 def read(files: Files, directory: str, tensors: dict[str, Tensor], metadata: Metadata, ranks: Ranks) -> None:
-    """Fills `tensors` (DTensors: each rank its own part) in place, from any number of writers. Collective on `ranks`."""
+    """Fills `tensors` (DTensors: each rank its own part) in place, whatever world size wrote them. Collective."""
     reader = _Reader(_HashedFiles(files, directory), directory, metadata)
-    dcp.load(tensors, storage_reader=reader, planner=_Planner(), process_group=ranks.group, no_dist=ranks.group is None)
+    load(tensors, storage_reader=reader, planner=_Planner(), process_group=ranks.group, no_dist=ranks.group is None)
 
 
 class _HashingStream(io.RawIOBase):

@@ -1,7 +1,7 @@
 """The fence: which attempt may commit here. Written by each attempt when it starts, read before every commit.
 
-Within one owner (a job, by UID) the attempt only rises. Another owner takes the root over when it starts: a job that was
-deleted and applied again counts its attempts from the beginning, and two live jobs on one root must not both write.
+Within one owner (a job, by UID) the attempt only rises. Another owner takes the root over when it starts: a job that
+was deleted and applied again counts its attempts from the beginning, and two live jobs on one root must not both write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def read(files: Files) -> Fence | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         where = f"{files.path('')}/{FENCE}"
-        raise CheckpointError(f"{where}: not a fence ({error}); delete the file if no other attempt is running") from None
+        remedy = "delete the file if no other attempt is running"
+        raise CheckpointError(f"{where}: not a fence ({error}); {remedy}") from None
 
 
 def claim(files: Files, attempt: int, owner: str = "") -> Fence:
@@ -46,7 +47,7 @@ def claim(files: Files, attempt: int, owner: str = "") -> Fence:
         if now is not None and now.owner == owner and now.attempt > attempt:
             raise StaleAttempt(_stale(files, now, attempt))
         if now is not None and now.owner != owner:
-            log.warning("%s: taken over from %s by %s", files.path(""), now.owner or "an unnamed owner", owner or "an unnamed one")
+            log.warning("%s: taken over from job %r by job %r", files.path(""), now.owner, owner)
         generation = 1 if now is None else now.generation + (now.owner != owner)
         fence = Fence(attempt, owner, generation)
         if fence != now:
@@ -58,7 +59,7 @@ def check(files: Files, mine: Fence) -> None:
     """Raises StaleAttempt unless `mine` still stands. Call it while holding `files.lock()`."""
     now = read(files)
     if now is None:
-        raise CheckpointError(f"{files.path('')}/{FENCE}: gone; was the checkpoint root emptied while the job was running?")
+        raise CheckpointError(f"{files.path('')}/{FENCE}: gone; was the checkpoint root emptied while the job ran?")
     if now != mine:
         raise StaleAttempt(_stale(files, now, mine.attempt, mine.owner))
 

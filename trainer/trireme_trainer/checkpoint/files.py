@@ -195,7 +195,8 @@ class ObjectFiles:
         return int(self._fs.size(self._key(directory, name)))
 
     def open_read(self, directory: str, name: str) -> IO[bytes]:
-        return self._fs.open(self._key(directory, name), "rb")
+        stream: IO[bytes] = self._fs.open(self._key(directory, name), "rb")
+        return stream
 
     @contextlib.contextmanager
     def create(self, directory: str, name: str) -> Iterator[IO[bytes]]:

@@ -11,7 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from trireme_trainer.checkpoint import dcp
-from trireme_trainer.checkpoint.errors import CheckpointError, DamagedCheckpoint, IncompatibleCheckpoint, NoUsableCheckpoint
+from trireme_trainer.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
+    IncompatibleCheckpoint,
+    NoUsableCheckpoint,
+)
 from trireme_trainer.checkpoint.manifest import Manifest
 from trireme_trainer.checkpoint.ranks import Ranks, describe
 from trireme_trainer.checkpoint.store import Candidate, CheckpointStore
@@ -41,17 +46,20 @@ class LoadedCheckpoint:
     meta: Mapping[str, Any]
     path: str
     manifest: Manifest
-    problems: tuple[Rejected, ...]
+    rejected: tuple[Rejected, ...]
+    """Newer ones that had to be passed over, newest first."""
     verify_seconds: float
     read_seconds: float
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(path, reason) of every newer checkpoint that had to be passed over."""
-        return [(rejected.candidate.path, str(rejected)) for rejected in self.problems]
+        """(path, reason) of every rejected one."""
+        return [(rejected.candidate.path, str(rejected)) for rejected in self.rejected]
 
 
-def load_newest(store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor], *, strict: bool) -> LoadedCheckpoint | None:
+def load_newest(
+    store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor], *, strict: bool
+) -> LoadedCheckpoint | None:
     """See Checkpointer.load. Collective on `ranks`."""
     rejected: list[Rejected] = []
     for candidate in ranks.on_first(store.candidates):
@@ -61,10 +69,8 @@ def load_newest(store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor]
         if manifest is not None and not problems:
             problems = _read(store, ranks, candidate, manifest, tensors, strict)
         if manifest is not None and not problems:
-            done = time.perf_counter()
-            return LoadedCheckpoint(
-                manifest.step, manifest.meta, candidate.path, manifest, tuple(rejected), verified - mark, done - verified
-            )
+            times = (verified - mark, time.perf_counter() - verified)
+            return LoadedCheckpoint(manifest.step, manifest.meta, candidate.path, manifest, tuple(rejected), *times)
         rejected.append(Rejected(candidate, tuple(problems)))
         if ranks.rank == 0:
             log.error("%s: not usable: %s", candidate.path, rejected[-1])
@@ -87,7 +93,12 @@ def _verified(store: CheckpointStore, ranks: Ranks, candidate: Candidate) -> tup
 
 
 def _read(
-    store: CheckpointStore, ranks: Ranks, candidate: Candidate, manifest: Manifest, tensors: dict[str, Tensor], strict: bool
+    store: CheckpointStore,
+    ranks: Ranks,
+    candidate: Candidate,
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
+    strict: bool,
 ) -> list[Problem]:
     names = {entry.name for entry in manifest.files}
     try:

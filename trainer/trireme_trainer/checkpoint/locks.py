@@ -17,7 +17,7 @@ PATIENCE = 30.0
 
 @contextlib.contextmanager
 def exclusive(path: str, patience: float = PATIENCE) -> Iterator[None]:
-    """flock on `path`. Goes on without the lock, with a warning, where the filesystem has none or the holder is frozen."""
+    """flock on `path`. Goes on without it, with a warning, where the filesystem has none or the holder is frozen."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _acquire(descriptor, path, patience)
@@ -39,6 +39,6 @@ def _acquire(descriptor: int, path: str, patience: float) -> None:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
                 raise
         if time.monotonic() > deadline:
-            log.warning("%s: held for more than %.0f s by a process that does not move; going on without it", path, patience)
+            log.warning("%s: held for %.0f s by a process that does not move; going on without it", path, patience)
             return
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Agreement between ranks on one gloo group: what one rank runs into, all ranks raise. Works without torch.distributed too."""
+"""Agreement between ranks on one gloo group: what one rank runs into, all ranks raise. One process needs none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ranks:
     """The ranks of a job as checkpointing sees them; rank 0 of the group coordinates."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """`group`: a gloo group of all ranks used by nobody else; None makes one (collective). Without torch.distributed: alone."""
+        """`group`: a gloo group of all ranks used by nobody else; None makes one (collective), or none if alone."""
         self.group = group
         self._owned = False
         if group is None and dist.is_available() and dist.is_initialized():

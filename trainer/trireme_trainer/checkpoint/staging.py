@@ -28,7 +28,7 @@ class Staged:
 
 
 class Stager:
-    """Keeps its buffers between saves: pinned memory is slow to allocate. One `stage` result is valid until the next call."""
+    """Keeps its buffers between saves: pinned memory is slow to allocate. A result is valid until the next `stage`."""
 
     def __init__(self) -> None:
         self._buffers: dict[Key, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A checkpoint root: what is committed in it, committing, verifying, setting aside, retention. No torch, no collectives.
+"""A checkpoint root: what is committed in it, committing, verifying, setting aside, retention. No torch in here.
 
 All of it may be cut short at any line by a kill: docs/checkpoints.md tells what survives where.
 """
@@ -48,7 +48,7 @@ class CheckpointStore:
         self.uri = uri
         self.files: Files = files or _files(uri)
 
-    # --- looking -----------------------------------------------------------------------------------------------------
+    # --- looking ---
 
     def candidates(self) -> list[Candidate]:
         """Newest first. Raises CheckpointError when the root cannot be listed."""
@@ -97,7 +97,7 @@ class CheckpointStore:
     def verify_share(self, candidate: Candidate, manifest: Manifest, rank: int, world: int) -> list[Problem]:
         return check_files(self.files, candidate.directory, share(manifest.files, rank, world))
 
-    # --- writing: rank 0 of the attempt that holds the fence -----------------------------------------------------------
+    # --- writing: rank 0 of the attempt that holds the fence ---
 
     def claim(self, attempt: int, owner: str = "") -> Fence:
         """Fences older attempts off and removes what they left half done. Raises StaleAttempt or CheckpointError."""
@@ -105,18 +105,29 @@ class CheckpointStore:
             fence = fences.claim(self.files, attempt, owner)
             for directory in self.files.leftovers():
                 log.info("%s: left by an earlier attempt, removed", self.files.path(directory))
-                self.files.remove(directory)
+                self.discard(directory)
         except OSError as error:
-            raise CheckpointError(f"{self.files.path('')}: cannot be written ({error}); checkpoint.uri must be writable") from None
+            where = self.files.path("")
+            raise CheckpointError(f"{where}: cannot be written ({error}); checkpoint.uri must be writable") from None
         return fence
 
-    def begin(self, step: int, fence: Fence) -> str:
-        """The directory that ranks write this step into."""
+    def begin(self, step: int, fence: Fence, *, bad: Collection[int] = ()) -> tuple[Candidate | None, str]:
+        """A new, empty directory that ranks write this step into; or the committed checkpoint of this step.
+
+        Raises StaleAttempt, so that a stale attempt does not write gigabytes for nothing.
+        """
+        fences.check(self.files, fence)
+        there = self.find(step)
+        if there is not None and step not in bad:
+            return there, ""
         working = self.files.working(step, fence.attempt)
+        if there is not None and there.directory == working:
+            # In an object store a run without rising attempts meets its own bad checkpoint under the same name.
+            self.files.withdraw(working, fence.attempt)
         with contextlib.suppress(FileNotFoundError):
             self.files.remove(working)
         self.files.make(working)
-        return working
+        return None, working
 
     def discard(self, working: str) -> None:
         """Best effort: a leftover is removed by the next attempt at the latest."""
@@ -128,9 +139,15 @@ class CheckpointStore:
             log.warning("%s: cannot be removed now (%s)", self.files.path(working), error)
 
     def commit(
-        self, working: str, manifest: Manifest, fence: Fence, *, bad: Collection[int] = (), on_stage: Callable[[str], None] = _no_stage
+        self,
+        working: str,
+        manifest: Manifest,
+        fence: Fence,
+        *,
+        bad: Collection[int] = (),
+        on_stage: Callable[[str], None] = _no_stage,
     ) -> tuple[Candidate, bool]:
-        """Makes the written files count. Returns the committed checkpoint, and False if one of this step was there before.
+        """Makes the written files count. Returns the committed checkpoint; False: one of this step was there before.
 
         `bad` are steps whose committed checkpoint this attempt found unusable: those are moved out of the way.
         Raises SaveFailed, StaleAttempt or OSError; then nothing was committed.
@@ -191,7 +208,7 @@ class CheckpointStore:
             on_stage("trashed")
             self.files.remove(trash)
             removed.append(candidate)
-        by_step = sorted(self.files.bad(), key=lambda d: (name.step if (name := parse(d)) else 0), reverse=True)
+        by_step = sorted(self.files.bad(), key=lambda d: name.step if (name := parse(d)) else 0, reverse=True)
         for directory in by_step[KEEP_BAD:]:
             self.files.remove(directory)
         return removed
@@ -202,7 +219,7 @@ class CheckpointStore:
             try:
                 size = self.files.size(working, entry.name)
             except FileNotFoundError:
-                raise SaveFailed(f"{where}: written by a rank, but not to be seen here: is the storage shared by all nodes?") from None
+                raise SaveFailed(f"{where}: written by a rank, not seen by rank 0; do all nodes share it?") from None
             if size != entry.size:
                 raise SaveFailed(f"{where}: {size} bytes here, {entry.size} were written")
 
@@ -215,5 +232,3 @@ def _files(uri: str) -> Files:
     except StorageError as error:
         raise CheckpointError(f"checkpoint.uri: {error}") from None
     return ObjectFiles(filesystem, path, uri)
-
-

@@ -60,5 +60,6 @@ def _check(files: Files, directory: str, entry: FileEntry) -> Problem | None:
     except Exception as error:  # drivers of object stores have exceptions of their own
         return Problem(path, f"cannot be read ({type(error).__name__}: {error})", False)
     if digest.hexdigest() != entry.sha256:
-        return Problem(path, f"content changed: sha256 {digest.hexdigest()[:12]}…, the manifest says {entry.sha256[:12]}…", True)
+        found = digest.hexdigest()
+        return Problem(path, f"content changed: sha256 {found[:12]}…, the manifest says {entry.sha256[:12]}…", True)
     return None
