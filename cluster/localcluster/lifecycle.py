@@ -1,0 +1,340 @@
+"""Bringing the built-in cluster up, saying how it is, and taking it down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from . import binaries as binary_files
+from . import cgroups, control_plane, credentials, debian, decide, netns, pause, processes, teardown
+from .api import Api, wait
+from .apiserver import free_ports
+from .binaries import Binaries
+from .build import require_space
+from .node import HOLDER, ROLES, Node
+from .paths import ClusterPaths
+from .plan import API_PORT, Plan, check_name, check_nodes, choose
+from .report import ClusterError, say, step
+from .shell import succeeds
+from .state import State, boot_id, locked
+
+FORWARDER = "forwarder"
+CONTROL_PROCESSES = (
+    control_plane.ETCD, control_plane.API_SERVER, FORWARDER, control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER,
+)
+NEEDED_BYTES = 3 * 1024**3
+
+
+class Cluster:
+    """The built-in cluster of one name on this machine."""
+
+    def __init__(self, name: str) -> None:
+        check_name(name)
+        self.paths = ClusterPaths(name)
+
+    # -- up -----------------------------------------------------------------------------------------------------
+
+    def up(self, nodes: int, options: Dict[str, Any], port: int = 0) -> str:
+        """Bring up `nodes` nodes; returns what was done: keep, repair, grow, create or rebuild.
+
+        options: node_status, node_grace, eviction (seconds), max_pods; None leaves Kubernetes' default.
+        """
+        check_nodes(nodes)
+        require_root()
+        with locked(self.paths):
+            state = State.load(self.paths.record)
+            found = self.facts(state)
+            decision = decide.decide(found)
+            if state is not None and decision.action in ("keep", "repair"):
+                return self._keep(state, decision, nodes, options)
+            check_machine()
+            debian.install(debian.NODE_TOOLS)
+            programs = binary_files.find(nodes=True)
+            if decision.action == "rebuild":
+                with step(f"removing what is left of an earlier cluster ({decision.reason})"):
+                    teardown.remove_everything(self.paths, state)
+            self.paths.state.mkdir(parents=True, exist_ok=True)
+            require_space(self.paths.state, NEEDED_BYTES, "a cluster")
+            self._create(programs, nodes, options, port)
+            return decision.action
+
+    def _keep(self, state: State, decision: decide.Decision, nodes: int, options: Dict[str, Any]) -> str:
+        if nodes < len(state.nodes):
+            raise ClusterError(f"the cluster has {len(state.nodes)} nodes: run `cluster.py down` before asking for {nodes}")
+        changed = sorted(key for key, value in options.items() if value is not None and state.options.get(key) != value)
+        if changed:
+            raise ClusterError(f"the cluster runs with other values of {', '.join(changed)}: run `cluster.py down` first")
+        action = decision.action
+        added = [number for number in range(1, nodes + 1) if number not in state.nodes]
+        if action == "keep" and not added:
+            self._wait_ready(state)
+            return action
+        programs = binary_files.find(nodes=True)
+        if decision.missing:
+            say(f"starting again what is not running: {', '.join(decision.missing)}")
+        if added:
+            self._add_nodes(state, added)
+            action = "grow"
+        self._start(programs, state)
+        return action
+
+    def _create(self, programs: Binaries, nodes: int, options: Dict[str, Any], port: int) -> None:
+        plan = choose(self.paths.name, netns.taken_ranges())
+        version = programs.version()
+        state = State(
+            plan=plan, boot_id=boot_id(), host_port=host_port(port), version=f"{version[0]}.{version[1]}",
+            nodes=list(range(1, nodes + 1)), options={key: value for key, value in options.items() if value is not None},
+        )
+        state.save(self.paths.record)
+        with step("keys, certificates and tokens"):
+            control_plane.make_credentials(self.paths.pki, plan, state.nodes)
+            self._write_kubeconfig(state)
+        with step(f"network: nodes {plan.nodes}, pods {plan.pods}, services {plan.services}"):
+            netns.create_control(plan)
+            for number in state.nodes:
+                netns.create_node(plan, number)
+            netns.connect(plan, state.nodes)
+        pause.image()
+        self._start(programs, state)
+
+    def _add_nodes(self, state: State, added: List[int]) -> None:
+        """The API server reads its token file only when it starts, so it is started again."""
+        state.nodes = sorted({*state.nodes, *added})
+        control_plane.make_credentials(self.paths.pki, state.plan, state.nodes)
+        with step(f"network of nodes {', '.join(map(str, added))}"):
+            for number in added:
+                netns.create_node(state.plan, number)
+            netns.connect(state.plan, state.nodes)
+        processes.kill(state.processes[control_plane.API_SERVER])
+        state.save(self.paths.record)
+
+    def _start(self, programs: Binaries, state: State) -> None:
+        """Start every process that does not run, in order, and wait until the cluster is ready."""
+        commands = self._control_commands(programs, state)
+        with step("etcd and kube-apiserver"):
+            for name in (control_plane.ETCD, control_plane.API_SERVER, FORWARDER):
+                self._start_control(state, name, commands[name])
+            self._wait_api(state)
+        for name in (control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER):
+            self._start_control(state, name, commands[name])
+        version = programs.version()
+        for number in state.nodes:
+            with step(f"node {number}: containerd, kubelet, kube-proxy"):
+                node = Node(self.paths, state, programs, number)
+                node.prepare()
+                node.start(version)
+        with step("nodes ready"):
+            self._wait_ready(state)
+
+    def _control_commands(self, programs: Binaries, state: State) -> Dict[str, List[str]]:
+        plan, pki = state.plan, self.paths.pki
+        version = programs.version()
+        timings = control_plane.Timings.from_options(state.options)
+        space = netns.FOLDER / plan.control_namespace
+        inside = {
+            control_plane.ETCD: control_plane.etcd(programs, self.paths.state / "etcd", client_port=2379, peer_port=2380),
+            control_plane.API_SERVER: control_plane.api_server(
+                programs, pki, etcd_port=2379, port=API_PORT, bind="0.0.0.0", services=plan.services,
+                advertise=plan.control_address, timings=timings),
+            control_plane.CONTROLLER_MANAGER: control_plane.controller_manager(programs, pki, version, timings),
+            control_plane.SCHEDULER: control_plane.scheduler(programs, pki),
+        }
+        commands = {name: netns.enter(plan.control_namespace, argv) for name, argv in inside.items()}
+        program = Path(__file__).with_name("forwarder.py")
+        commands[FORWARDER] = [
+            sys.executable, str(program), str(state.host_port), str(space), plan.control_address, str(API_PORT)]
+        return commands
+
+    def _start_control(self, state: State, name: str, argv: List[str]) -> None:
+        process = state.processes.get(name)
+        if process is not None and processes.alive(process):
+            return
+        state.processes[name] = processes.start(argv, self.paths.logs / f"{name}.log", owner=str(self.paths.state))
+        state.save(self.paths.record)
+
+    def _write_kubeconfig(self, state: State) -> None:
+        credentials.write_kubeconfig(
+            self.paths.kubeconfig, server=f"https://127.0.0.1:{state.host_port}", authority=self.paths.pki / "ca.crt",
+            token=credentials.read_tokens(self.paths.pki)[credentials.ADMIN], cluster=self.paths.name, user=credentials.ADMIN)
+
+    def _wait_api(self, state: State) -> None:
+        if not self.paths.kubeconfig.exists():
+            self._write_kubeconfig(state)
+        api = Api(self.paths.kubeconfig)
+        wait(api.ready, "kube-apiserver", 60, failed=lambda: first_ended(state, CONTROL_PROCESSES))
+
+    def _wait_ready(self, state: State) -> None:
+        self._wait_api(state)
+        api = Api(self.paths.kubeconfig)
+        names = {state.plan.node_name(number) for number in state.nodes}
+        wait(lambda: {name for name, ready in api.nodes().items() if ready} >= names, "nodes", 90,
+             failed=lambda: first_ended(state, list(state.processes)))
+        # Pods are refused until the controller manager has made their service account.
+        wait(lambda: has_service_account(api), "service account 'default'", 30)
+
+    # -- one process or node ------------------------------------------------------------------------------------
+
+    def node(self, number: int) -> Node:
+        state = self.require()
+        if number not in state.nodes:
+            raise ClusterError(f"no node {number}: there are {', '.join(map(str, state.nodes))}")
+        return Node(self.paths, state, binary_files.find(nodes=True), number)
+
+    def start_node(self, number: int) -> None:
+        with locked(self.paths):
+            node = self.node(number)
+            node.prepare()
+            node.start(node.binaries.version())
+            api = Api(self.paths.kubeconfig)
+            wait(lambda: api.nodes().get(node.name, False), node.name, 90)
+            node.state.save(self.paths.record)
+
+    def stop_node(self, number: int) -> int:
+        with locked(self.paths):
+            node = self.node(number)
+            count = node.power_off()
+            node.state.save(self.paths.record)
+            return count
+
+    def stop_process(self, name: str, sig: signal.Signals = signal.SIGKILL) -> bool:
+        """Signal one recorded process (kubelet-2, etcd, ...) and wait for its end; True when it ran."""
+        with locked(self.paths):
+            state = self.require()
+            process = state.processes.get(name)
+            if process is None:
+                raise ClusterError(f"no process {name!r}: there are {', '.join(state.processes)}")
+            return processes.kill(process, sig)
+
+    def start_process(self, name: str) -> None:
+        """Start one recorded process again, with the command line that it had."""
+        with locked(self.paths):
+            state = self.require()
+            if name in CONTROL_PROCESSES:
+                self._start_control(state, name, state.processes[name].argv)
+                self._wait_api(state)
+                return
+            role, _, number = name.rpartition("-")
+            if role not in ROLES or not number.isdigit():
+                raise ClusterError(f"no process {name!r}: there are {', '.join(state.processes)}")
+        self.start_node(int(number))
+
+    def set_link(self, number: int, up: bool) -> None:
+        with locked(self.paths):
+            netns.set_link(self.node(number).plan, number, up)
+
+    def require(self) -> State:
+        state = State.load(self.paths.record)
+        if state is None:
+            raise ClusterError(f"cluster {self.paths.name!r} is not up: run `python3 cluster/cluster.py up`")
+        return state
+
+    # -- status and down ----------------------------------------------------------------------------------------
+
+    def facts(self, state: Optional[State]) -> decide.Facts:
+        running = {name for name, p in state.processes.items() if processes.alive(p)} if state is not None else set()
+        known = netns.of_cluster(self.paths.name)
+        return decide.Facts(
+            state=state, boot_id=boot_id(), alive=running, namespaces={name for name in known if netns.exists(name)},
+            strays=len(teardown.strays(self.paths)) + len(cgroups.left(self.paths.name)) + len(known),
+        )
+
+    def status(self) -> Dict[str, Any]:
+        """What runs, as data; `up` is true when every process runs and every node is ready."""
+        state = State.load(self.paths.record)
+        if state is None:
+            return {"name": self.paths.name, "up": False, "reason": "no such cluster", "remains": self.facts(None).strays}
+        api = Api(self.paths.kubeconfig)
+        ready = api.nodes()
+        rows = {
+            name: {"pid": p.pid, "running": processes.alive(p), "resident_bytes": processes.resident_bytes(p.pid) if processes.alive(p) else 0}
+            for name, p in state.processes.items()
+        }
+        nodes = [
+            {
+                "name": state.plan.node_name(number), "number": number, "address": state.plan.node_address(number),
+                "ready": ready.get(state.plan.node_name(number), False),
+                "powered": bool(rows.get(f"{HOLDER}-{number}", {}).get("running")), "link": netns.link_is_up(state.plan, number),
+            }
+            for number in state.nodes
+        ]
+        up = all(row["running"] for row in rows.values()) and all(node["ready"] for node in nodes) and api.ready()
+        return {
+            "name": self.paths.name, "up": up, "version": state.version, "kubeconfig": str(self.paths.kubeconfig),
+            "server": api.server, "plan": state.plan.to_json(), "options": state.options, "nodes": nodes, "processes": rows,
+            "resident_bytes": sum(int(row["resident_bytes"]) for row in rows.values()),
+        }
+
+    def down(self) -> bool:
+        """Leave nothing; True when there was something. Needs root only when there is something."""
+        if not self.paths.lock.parent.exists() and not self._traces():
+            return False
+        if not os.access(self.paths.lock.parent if self.paths.lock.parent.exists() else "/", os.W_OK) or os.geteuid() != 0:
+            if not self._traces() and not self.paths.state.exists():
+                return False
+            require_root()
+        with locked(self.paths):
+            state = State.load(self.paths.record)
+            existed = self.paths.state.exists() or self._traces()
+            teardown.remove_everything(self.paths, state)
+            teardown.forget_lock(self.paths)
+            return existed
+
+    def _traces(self) -> bool:
+        return bool(netns.of_cluster(self.paths.name) or cgroups.left(self.paths.name) or teardown.strays(self.paths))
+
+
+def first_ended(state: State, names: Any) -> Optional[str]:
+    """One line about the first of these processes that was started and has ended, else None."""
+    for name in names:
+        process = state.processes.get(name)
+        if process is not None and not processes.alive(process):
+            return f"{name} ended: see {process.log}"
+    return None
+
+
+def has_service_account(api: Api) -> bool:
+    try:
+        return bool(api.request("GET", "/api/v1/namespaces/default/serviceaccounts/default"))
+    except OSError:
+        return False
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        raise ClusterError("network namespaces, mounts and cgroups need root: run with sudo, or set KUBECONFIG to a cluster")
+
+
+def check_machine() -> None:
+    """Raise with one line when namespaces, mounts or cgroups cannot be made here."""
+    if not sys.platform.startswith("linux"):
+        raise ClusterError(f"the built-in cluster needs Linux, this is {sys.platform}: set KUBECONFIG, or install Docker and kind")
+    debian.require_debian("the built-in cluster")
+    cgroups.require()
+    if not Path("/dev/kmsg").exists():
+        raise ClusterError("/dev/kmsg is missing, which kubelets read: in a container, run it with --device /dev/kmsg")
+    if shutil.which("unshare") is not None and not succeeds(["unshare", "--net", "--mount", "true"]):
+        raise ClusterError("cannot make namespaces (capability SYS_ADMIN is missing): in a container, run it with --privileged")
+
+
+def host_port(wanted: int) -> int:
+    """The port on this machine's loopback: the one asked for, else 6443, else any free one."""
+    if wanted and not port_is_free(wanted):
+        raise ClusterError(f"--port {wanted} is in use on 127.0.0.1: choose another or leave it out")
+    if wanted:
+        return wanted
+    return API_PORT if port_is_free(API_PORT) else free_ports(1)[0]
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
