@@ -75,6 +75,7 @@ def test_the_union_over_ranks_is_the_global_batch(
     assert counted - sequences < world * (Share(sequences, world, micro).micro_batches + 1), "little padding"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 70), st.integers(1, 40))
 def test_no_rank_has_two_more_sequences_than_another(sequences: int, world: int, micro: int) -> None:
     share = Share(sequences, world, micro)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trireme_trainer.data import tokenizer
 from trireme_trainer.data.documents import Reading, find_files, read_documents
@@ -30,7 +32,7 @@ from trireme_trainer.data.manifest import (
     TokenizerPart,
     read_manifest,
 )
-from trireme_trainer.data.order import derive, permute
+from trireme_trainer.data.order import derive, shuffled
 from trireme_trainer.data.workspace import JOURNAL, locked, stamps
 from trireme_trainer.data.writer import Journal, ShardWriter, replace_file
 from trireme_trainer.storage import StorageError, is_local, resolve_path
@@ -242,14 +244,11 @@ class _Preparation:
             if number != after:
                 raise DataError(f"{path}: changed while it was being read; wait until it is at rest, use --overwrite")
 
-    def _held_out(self, scan: _Scan) -> int:
+    def _held_out(self, scan: _Scan) -> NDArray[np.bool_]:
         wanted = round(scan.documents * self._options.valid_fraction)
         if wanted == 0 and self._options.valid_fraction > 0 and scan.documents >= _FEW_DOCUMENTS:
-            return 1
-        return min(wanted, scan.documents - 1)
-
-    def _split_of(self, number: int, scan: _Scan, held_out: int) -> Split:
-        return "valid" if permute(number, scan.documents, _SPLIT_KEY) < held_out else "train"
+            wanted = 1
+        return _drawn(scan.documents, min(wanted, scan.documents - 1), _SPLIT_KEY)
 
     def _encoder(self, scan: _Scan) -> tokenizer.Encoder:
         path = os.path.join(self._directory, TOKENIZER)
@@ -269,21 +268,19 @@ class _Preparation:
         return encoder
 
     def _tokenizer_texts(self, scan: _Scan) -> Iterator[str]:
-        held_out = self._held_out(scan)
         share = min(1.0, self._options.tokenizer_bytes / scan.bytes)
-        limit = scan.documents if share == 1.0 else max(1, int(share * scan.documents))
+        wanted = _drawn(scan.documents, max(1, math.ceil(share * scan.documents)), _SAMPLE_KEY) & ~self._held_out(scan)
+        if not wanted.any():
+            wanted = ~self._held_out(scan)
         done = 0
         for number, text in self._documents(scan):
             done += len(text.encode())
-            if (
-                permute(number, scan.documents, _SAMPLE_KEY) < limit
-                and self._split_of(number, scan, held_out) == "train"
-            ):
+            if wanted[number]:
                 yield text
             self._progress("training the tokenizer", done, scan.bytes + 1)
 
     def _encode(self, scan: _Scan, encoder: tokenizer.Encoder, split: Split) -> tuple[list[Shard], int]:
-        held_out = self._held_out(scan)
+        wanted = self._held_out(scan) if split == "valid" else ~self._held_out(scan)
         what = f"encoding {split}"
         with ShardWriter(self._directory, self._journal, split, encoder.dtype, self._options.shard_tokens) as writer:
             kept, begin = len(writer.shards), writer.next_document
@@ -292,7 +289,7 @@ class _Preparation:
             batch: list[tuple[int, str]] = []
             chars = 0
             for number, text in self._documents(scan, begin):
-                if self._split_of(number, scan, held_out) == split:
+                if wanted[number]:
                     batch.append((number, text))
                     chars += len(text)
                 if chars >= _BATCH_CHARS:
@@ -337,6 +334,13 @@ class _Preparation:
 
     def _clean(self) -> None:
         shutil.rmtree(os.path.join(self._directory, JOURNAL), ignore_errors=True)
+
+
+def _drawn(count: int, drawn: int, key: int) -> NDArray[np.bool_]:
+    """[count]: True for `drawn` of them, the same ones for the same key."""
+    chosen = np.zeros(count, dtype=np.bool_)
+    chosen[shuffled(count, key)[:drawn]] = True
+    return chosen
 
 
 def _write(batch: list[tuple[int, str]], encoder: tokenizer.Encoder, writer: ShardWriter) -> None:

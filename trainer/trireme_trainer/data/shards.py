@@ -15,8 +15,8 @@ from trireme_trainer.data.manifest import MANIFEST, Manifest, Split, SplitPart, 
 def check_files(
     directory: str, manifest: Manifest, contents: bool, seen: Callable[[str], None] | None = None
 ) -> list[str]:
-    """Every problem of the files the manifest vouches for, one line each: sizes and the tokenizer always, every byte when
-    `contents`."""
+    """Every problem of the files the manifest vouches for, one line each: sizes and the tokenizer always, every byte
+    when `contents`."""
     problems = []
     for name, size, sha256 in manifest.files():
         path = os.path.join(directory, name)
