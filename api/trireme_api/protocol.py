@@ -52,6 +52,8 @@ class Env:
     STOP_FILE = "TRIREME_STOP_FILE"
     """When this file exists, ranks agree on a step, save, and exit 75 (same meaning as SIGTERM)."""
     JOB = "TRIREME_JOB"
+    JOB_UID = "TRIREME_JOB_UID"
+    """Owner of the checkpoint directory: within one owner only the newest attempt may commit. Left out: the job's name."""
     NAMESPACE = "TRIREME_NAMESPACE"
     POD = "TRIREME_POD"
     POD_UID = "TRIREME_POD_UID"

@@ -1,4 +1,4 @@
-"""The heartbeat: one small file per rank, replaced atomically, from which the agent reads step, phase, progress and failure."""
+"""The heartbeat: one small file per rank, replaced atomically: step, phase, progress and failure, for the agent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
-from trireme_api.protocol import Cause, CheckpointRef, Failure, Heartbeat, PhaseTime, Progress, clean_text, heartbeat_name
+from trireme_api.protocol import (
+    Cause,
+    CheckpointRef,
+    Env,
+    Failure,
+    Heartbeat,
+    PhaseTime,
+    Progress,
+    clean_text,
+    heartbeat_name,
+)
 
 
 class Pulse:
@@ -22,10 +34,27 @@ class Pulse:
         self._path = directory / heartbeat_name(local_rank) if directory else None
         self._rank = rank
         self.phases = PhaseTime(started=started)
-        self.beat_ = Heartbeat(step=0, phase="start", time=time.time(), attempt=attempt, phases=self.phases)
+        self._beat = Heartbeat(step=0, phase="start", time=time.time(), attempt=attempt, phases=self.phases)
         if directory:
             with contextlib.suppress(OSError):
                 directory.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str], started: float) -> Pulse:
+        """Needs nothing to be right: it must be able to report that something else is wrong."""
+
+        def number(name: str) -> int:
+            text = env.get(name, "")
+            return int(text) if text.isdecimal() else 0
+
+        directory = env.get(Env.HEARTBEAT_DIR)
+        return cls(
+            Path(directory) if directory else None,
+            local_rank=number(Env.LOCAL_RANK),
+            rank=number(Env.RANK),
+            attempt=number(Env.ATTEMPT),
+            started=started,
+        )
 
     def beat(
         self,
@@ -36,7 +65,7 @@ class Pulse:
         checkpoint: CheckpointRef | None = None,
     ) -> None:
         """`step`: optimiser steps done. What is not given stays as it was."""
-        beat = self.beat_
+        beat = self._beat
         beat.phase = phase or beat.phase
         beat.step = beat.step if step is None else step
         beat.progress = progress or beat.progress
@@ -49,7 +78,7 @@ class Pulse:
             setattr(self.phases, milestone, time.time())
 
     def fail(self, cause: Cause, message: str, *, exit_code: int, traceback: str | None = None) -> None:
-        self.beat_.failure = Failure(
+        self._beat.failure = Failure(
             cause=cause,
             message=clean_text(message),
             rank=self._rank,
@@ -63,20 +92,20 @@ class Pulse:
         """Seconds from one milestone to the next, in order, of those reached: where a restart spends its time."""
         order = ("started", "rendezvous", "initialised", "loaded", "first_step")
         reached = [(name, getattr(self.phases, name)) for name in order if getattr(self.phases, name) is not None]
-        return {name: round(at - before, 3) for (_, before), (name, at) in zip(reached, reached[1:], strict=False)}
+        return {name: round(at - before, 3) for (_, before), (name, at) in pairwise(reached)}
 
     def _write(self) -> None:
-        self.beat_.time = time.time()
+        self._beat.time = time.time()
         if self._path is None:
             return
         temporary = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(self.beat_.to_json()), encoding="utf-8")
+            temporary.write_text(json.dumps(self._beat.to_json()), encoding="utf-8")
             os.replace(temporary, self._path)
 
 
 def process_start() -> float:
-    """Unix seconds at which this process began, before Python and torch were imported; now, where /proc does not tell."""
+    """Unix seconds at which this process began, before anything was imported; now, where /proc does not tell."""
     try:
         with open("/proc/self/stat", encoding="ascii") as stat:
             ticks = float(stat.read().rpartition(")")[2].split()[19])

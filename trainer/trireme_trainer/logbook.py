@@ -12,7 +12,6 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from trireme_trainer.storage import is_local, open_filesystem, resolve_path
@@ -73,7 +72,7 @@ class Logbook:
     def __enter__(self) -> Logbook:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, fields: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from time import perf_counter
 
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
+
 from trireme_trainer.devices import DevicePeak
 
 WINDOW = 20
@@ -91,7 +92,7 @@ class Meter:
         self._mark = perf_counter()
         self._outside = 0.0
         self._first = True
-        self.seconds: dict[str, float] = {"step": 0.0, "compile": 0.0, "data-wait": 0.0, "checkpoint-blocked": 0.0, "eval": 0.0}
+        self.seconds = dict.fromkeys(("step", "compile", "data-wait", "checkpoint-blocked", "eval"), 0.0)
         """Since training began, by ledger label; `compile` is the whole first step of this process."""
 
     @contextmanager
@@ -109,7 +110,7 @@ class Meter:
         self._mark, self._outside = perf_counter(), 0.0
 
     def step_done(self, tokens: float, data_wait: float) -> float:
-        """Closes a step of `tokens` valid tokens (all ranks), of which `data_wait` seconds were waiting. Its seconds."""
+        """Closes a step of `tokens` valid tokens (all ranks), `data_wait` seconds of it spent waiting. Its seconds."""
         now = perf_counter()
         seconds = max(now - self._mark - self._outside, 0.0)
         self._mark, self._outside = now, 0.0

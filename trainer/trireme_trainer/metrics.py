@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-
 from trireme_api.protocol import Progress
+
 from trireme_trainer.metering import Figures, Meter
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ class TrainMetrics:
         except OSError as error:
             log.warning("no metrics: port %d: %s", port, error.strerror)
 
-    def step(self, progress: Progress, figures: Figures, meter: Meter, *, tokens: float, seconds: float, skipped: bool) -> None:
+    def step(
+        self, progress: Progress, figures: Figures, meter: Meter, *, tokens: float, seconds: float, skipped: bool
+    ) -> None:
         """`seconds`: of the newest step; `tokens`: valid tokens in it."""
         self._set("trireme_train_step", "Optimiser steps done.", progress.step)
         self._set("trireme_train_steps_planned", "Optimiser steps of the whole run.", progress.total_steps)

@@ -1,4 +1,4 @@
-"""AdamW on sharded parameters: every moment is a DTensor sharded like its weight, and a bad step is skipped on the device."""
+"""AdamW on sharded parameters: moments are DTensors sharded like their weights; a bad step is skipped on the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-
 from trireme_api.recipe import OptimizerSpec
 
 
@@ -23,7 +22,12 @@ class Optimizer:
         self._parameters = parameters
         self._clip = spec.clip
         self._adamw = torch.optim.AdamW(
-            parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True
+            parameters,
+            lr=spec.learning_rate,
+            betas=spec.betas,
+            eps=spec.eps,
+            weight_decay=spec.weight_decay,
+            fused=True,
         )
         for parameter in parameters:
             self._adamw.state[parameter] = {
@@ -33,7 +37,7 @@ class Optimizer:
             }
 
     def clip(self) -> Tensor:
-        """Scales gradients down to the recipe's global L2 norm and returns the norm before: shape [], equal on all ranks."""
+        """Scales gradients down to the recipe's global L2 norm. Returns the norm before: [], equal on all ranks."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
@@ -43,7 +47,7 @@ class Optimizer:
         return norm
 
     def step(self, learning_rate: float, skip: Tensor) -> None:
-        """One AdamW step, and gradients dropped. Where `skip` (shape [], float32) is 1.0 nothing changes, step count included."""
+        """One AdamW step, and gradients dropped. Where `skip` ([], float32) is 1.0 nothing changes, not even the count."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         # The fused kernel's own way to leave weights, moments and step count alone without asking the host.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from trireme_api.protocol import Cause, ExitCode
 
 
@@ -39,3 +41,19 @@ class PeerLost(TrainingEnd):
 
     code = 1
     cause = Cause.NETWORK
+
+
+class Stopped(TrainingEnd):
+    """Stopped on request with nowhere to save to: not 75, for nothing was saved."""
+
+    code = 128 + signal.SIGTERM
+    cause = Cause.PREEMPTION
+
+
+class OutOfMemory(TrainingEnd):
+    code = 1
+    cause = Cause.OOM
+
+
+class Crash(TrainingEnd):
+    """Anything nobody foresaw; its traceback goes with it."""

@@ -8,8 +8,8 @@ from trireme_api.recipe import Recipe
 def learning_rate(recipe: Recipe, tokens: float) -> float:
     """Rate of the step that completes `tokens` tokens of training.
 
-    Linear from 0 to the peak over `warmupTokens`, then linear to `finalFraction` of the peak at `decayTokens` (left out:
-    the end of training), then constant. A warm-up that outlasts the decay simply goes on to its end.
+    Linear from 0 to the peak over `warmupTokens`, then linear to `finalFraction` of the peak at `decayTokens` (left
+    out: the end of training), then constant. A warm-up that outlasts the decay simply goes on to its end.
     """
     peak, schedule = recipe.optimizer.learning_rate, recipe.schedule
     warmup = schedule.warmup_tokens

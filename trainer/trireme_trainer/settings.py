@@ -1,4 +1,4 @@
-"""What the agent, or a person, tells a rank through its environment (protocol.Env). No torch: a bad recipe is refused before it loads."""
+"""What a rank is told through its environment (protocol.Env). No torch: a bad recipe is refused before it loads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-
 from trireme_api.protocol import Env
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import problems
+
 from trireme_trainer.outcome import BadRecipe
 
 COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")
@@ -39,9 +39,11 @@ class Settings:
     """Where the step log goes when there is no checkpoint directory to put it beside."""
     job: str = ""
     namespace: str = ""
+    owner: str = ""
+    """Whose attempts `attempt` counts: the job's UID."""
     compile_backend: str = "inductor"
     init_timeout: float = 300.0
-    """Seconds a collective may take until the first step is done: peers may still be pulling, importing or compiling."""
+    """Seconds a collective may take until the first step is done: peers may still be importing or compiling."""
     step_timeout: float = 120.0
     """Seconds a collective may take afterwards."""
 
@@ -52,11 +54,12 @@ class Settings:
         if not text:
             raise BadRecipe(f"{Env.RECIPE}: is required; the recipe as JSON, or the path of a JSON or YAML file")
         recipe = _spec(Recipe, _document(text, Env.RECIPE), Env.RECIPE)
-        checkpoint = env.get(Env.CHECKPOINT)
+        text = env.get(Env.CHECKPOINT)
+        checkpoint = _spec(CheckpointSpec, _document(text, Env.CHECKPOINT), Env.CHECKPOINT) if text else None
         world_size = _integer(env, Env.WORLD_SIZE, 1, least=1)
         settings = cls(
             recipe=recipe,
-            checkpoint=_spec(CheckpointSpec, _document(checkpoint, Env.CHECKPOINT), Env.CHECKPOINT) if checkpoint else None,
+            checkpoint=checkpoint,
             rank=_integer(env, Env.RANK, 0),
             local_rank=_integer(env, Env.LOCAL_RANK, 0),
             world_size=world_size,
@@ -68,6 +71,7 @@ class Settings:
             log_dir=_path(env, Env.LOG_DIR),
             job=env.get(Env.JOB, ""),
             namespace=env.get(Env.NAMESPACE, ""),
+            owner=env.get(Env.JOB_UID) or "/".join(filter(None, (env.get(Env.NAMESPACE), env.get(Env.JOB)))),
             compile_backend=env.get(Env.COMPILE_BACKEND, "inductor"),
             init_timeout=_seconds(env, Env.INIT_TIMEOUT, cls.init_timeout),
             step_timeout=_seconds(env, Env.STEP_TIMEOUT, cls.step_timeout),
@@ -77,7 +81,8 @@ class Settings:
         if world_size > 1 and not (env.get(Env.MASTER_ADDR) and env.get(Env.MASTER_PORT)):
             raise BadRecipe(f"{Env.MASTER_ADDR} and {Env.MASTER_PORT}: are required when {Env.WORLD_SIZE} is above 1")
         if settings.compile_backend not in COMPILE_BACKENDS:
-            raise BadRecipe(f"{Env.COMPILE_BACKEND}: must be one of {', '.join(COMPILE_BACKENDS)}, got {settings.compile_backend!r}")
+            known = ", ".join(COMPILE_BACKENDS)
+            raise BadRecipe(f"{Env.COMPILE_BACKEND}: must be one of {known}, got {settings.compile_backend!r}")
         return settings
 
 

@@ -1,16 +1,16 @@
-"""What happens when a step is not finite. The device decides whether the step counts; the host learns of it afterwards."""
+"""What happens when a step is not finite. The device decides whether it counts; the host learns of it afterwards."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
 from trireme_api.recipe import StabilitySpec
+
 from trireme_trainer.outcome import NonFinite
 
 
 def non_finite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
-    """1.0 where loss or norm (0-d, already reduced over all ranks, so that all decide alike) is NaN or infinite, else 0.0.
+    """1.0 where loss or norm (both [], reduced over all ranks already, so that all decide alike) is not finite, else 0.
 
     Shape [], float32, on the device of `loss`: the optimiser kernel reads it there, the host does not wait.
     """

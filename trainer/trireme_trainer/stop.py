@@ -1,4 +1,4 @@
-"""A request to save and stop: SIGTERM, or the file the agent makes. It only raises a flag; the ranks agree on the step."""
+"""A request to save and stop: SIGTERM, or a file the agent makes. It only raises a flag; ranks agree on the step."""
 
 from __future__ import annotations
 

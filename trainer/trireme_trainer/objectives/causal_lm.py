@@ -1,4 +1,4 @@
-"""Next-token prediction: cross-entropy summed over valid tokens, divided by those of the whole accumulated global step."""
+"""Next-token prediction: cross-entropy summed over valid tokens, divided by those of the whole global step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trireme_trainer.families import LanguageModel, Project
 IGNORED = -100
 """Target of a position that does not count."""
 CHUNK_BYTES = 1 << 29
-"""Of fp32 logits alive at once. At vocabulary 50,272 these are 2,669 tokens; the rest of a micro-batch waits its turn."""
+"""Of fp32 logits alive at once: 2,669 tokens at vocabulary 50,272. The rest of a micro-batch waits its turn."""
 
 
 class CausalLM:
@@ -26,7 +26,9 @@ class CausalLM:
     is (gradient 1), once.
     """
 
-    def __init__(self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
         self._chunk = max(1, chunk_bytes // (4 * vocabulary_size))
         self._cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy
         if compile_backend is not None:
@@ -43,20 +45,23 @@ class CausalLM:
             with torch.enable_grad():
                 loss, gradient = self._sum(hidden.detach(), targets, project, valid, backward=True)
             assert gradient is not None
-            return _Precomputed.apply(hidden, loss, gradient)
+            out: Tensor = _Precomputed.apply(hidden, loss, gradient)  # type: ignore[no-untyped-call]
+            return out
 
-        return model(tokens_BT, head)
+        out: Tensor = model(tokens_BT, head)
+        return out
 
     def _sum(
         self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, *, backward: bool
     ) -> tuple[Tensor, Tensor | None]:
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradients = []
-        for hidden, targets in zip(hidden_ND.split(self._chunk), targets_N.split(self._chunk), strict=True):
-            part = hidden.requires_grad_(backward) if not backward else hidden.detach().requires_grad_()
+        chunks = zip(torch.split(hidden_ND, self._chunk), torch.split(targets_N, self._chunk), strict=True)
+        for hidden, targets in chunks:
+            part = hidden.detach().requires_grad_(backward)
             loss = self._cross_entropy(project(part), targets) / valid
             if backward:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 assert part.grad is not None
                 gradients.append(part.grad)
             total += loss.detach()
@@ -74,7 +79,7 @@ class _Precomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        return loss
+        return loss.clone()  # a view of an input would lose FSDP's hook
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:

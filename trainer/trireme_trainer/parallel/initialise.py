@@ -1,4 +1,4 @@
-"""Initial weights by parameter name: every rank makes just its rows, and any sharding of any world size gets the same model."""
+"""Initial weights by parameter name: every rank makes just its rows, and every sharding gets the same model."""
 
 from __future__ import annotations
 

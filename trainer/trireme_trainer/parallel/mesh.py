@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-
 from trireme_api.recipe import ParallelismSpec
+
 from trireme_trainer.parallel.world import World
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,6 @@ def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
     if spec.shard != "hybrid":
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     if spec.shard_size and size != spec.shard_size and world.rank == 0:
-        log.warning("parallelism.shardSize %d does not divide %d ranks: groups of %d", spec.shard_size, world.size, size)
+        log.warning("parallelism.shardSize %d: groups of %d, for %d ranks", spec.shard_size, size, world.size)
     shape = (world.size // size, size)
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))

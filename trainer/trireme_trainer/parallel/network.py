@@ -1,4 +1,4 @@
-"""Which network interface leads to the gang's master: gloo otherwise asks the hostname, which many containers cannot resolve."""
+"""Which interface leads to the gang's master; gloo would ask the hostname, which many containers cannot resolve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def interface_of(address: str) -> str | None:
 
 
 def bind_gloo(master: str) -> str | None:
-    """Points gloo at the interface that leads to `master`, unless the environment already names one. Returns its name."""
+    """Points gloo at the interface that leads to `master`, unless the environment names one. Returns its name."""
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return os.environ["GLOO_SOCKET_IFNAME"]
     address = local_address_towards(master)

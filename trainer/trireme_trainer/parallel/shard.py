@@ -14,18 +14,20 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
-
 from trireme_api.recipe import Recipe
+
 from trireme_trainer.families import LanguageModel
 
 
-def shard_model(model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str) -> None:
+def shard_model(
+    model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str
+) -> None:
     """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards."""
     blocks: Sequence[nn.Module] = list(model.blocks)
     if recipe.activation_checkpointing:
         for block in blocks:
-            # On the bound method, not by a wrapper module: parameter names, and with them checkpoints, stay as they are.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            # On the bound method, not by a wrapper module: parameter names, and checkpoints with them, stay.
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if recipe.compile:
         for block in blocks:
             block.compile(backend=compile_backend, fullgraph=True)

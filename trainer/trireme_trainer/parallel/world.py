@@ -1,4 +1,4 @@
-"""The gang as one rank sees it: its device, the process group, and the few numbers all ranks must agree on each step."""
+"""The gang as one rank sees it: its device, the process group, and the few numbers all ranks must agree on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from trireme_trainer.outcome import BadRecipe
 from trireme_trainer.parallel.network import bind_gloo
@@ -27,7 +28,7 @@ class World:
 
     @classmethod
     def join(cls, settings: Settings) -> World:
-        """Meets the other ranks: NCCL between GPUs with gloo beside it, gloo alone on CPUs. Blocks until all are there."""
+        """Meets the other ranks: NCCL between GPUs with gloo beside it, gloo alone on CPUs. Blocks until all came."""
         device = _device(settings)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -37,7 +38,7 @@ class World:
         timeout = timedelta(seconds=settings.init_timeout)
         if settings.world_size == 1:
             # Nobody to meet, so no port to open: the same group, kept in this process.
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             bind_gloo(os.environ["MASTER_ADDR"])
             dist.init_process_group(
@@ -85,7 +86,7 @@ def cpu_threads(local_world_size: int) -> int:
 
 
 def cpu_quota(path: str = "/sys/fs/cgroup/cpu.max") -> float:
-    """CPUs the container's limit allows (cgroup v2); infinity where there is none. torch itself counts the machine's."""
+    """CPUs the container's limit allows (cgroup v2); infinity where there is none. torch counts the machine's."""
     try:
         with open(path, encoding="ascii") as file:
             quota, period = file.read().split()

@@ -1,0 +1,65 @@
+"""`python -m trireme_trainer`: one rank, configured by its environment (protocol.Env), that answers by exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+
+from trireme_api.families import check_recipe
+from trireme_api.protocol import ExitCode
+from trireme_api.schema import InvalidSpec
+
+from trireme_trainer.heartbeat import Pulse, process_start
+from trireme_trainer.outcome import BadRecipe, TrainingEnd
+from trireme_trainer.settings import Settings
+
+log = logging.getLogger("trireme_trainer")
+
+
+def main() -> int:
+    started = process_start()
+    rank = os.environ.get("RANK", "0")
+    logging.basicConfig(
+        level=logging.INFO if rank == "0" else logging.WARNING,
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    pulse = Pulse.from_environment(os.environ, started)
+    try:
+        settings = Settings.from_environment()
+        # Before torch is imported: a recipe that cannot work is refused within a second.
+        check_recipe(settings.recipe)
+        # FSDP allocates and frees in changing sizes; without this the CUDA allocator fragments.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        from trireme_trainer.train import train
+
+        return train(settings, pulse)
+    except (TrainingEnd, InvalidSpec) as error:
+        end = error if isinstance(error, TrainingEnd) else BadRecipe(str(error))
+        return _end(pulse, end)
+    except Exception as error:
+        from trireme_trainer.failures import classify
+
+        return _end(pulse, classify(error), traceback.format_exc())
+
+
+def _end(pulse: Pulse, end: TrainingEnd, trace: str | None = None) -> int:
+    """Says it three times, for the agent, the log and a person, before the process goes."""
+    if trace:
+        print(trace, file=sys.stderr, flush=True)
+    log.error("%s", end)
+    pulse.fail(end.cause, str(end), exit_code=end.code, traceback=trace)
+    return end.code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == ExitCode.DONE:
+        sys.exit(0)
+    # Threads that wait for a peer that is gone (gloo, a checkpoint in flight) would keep the interpreter from ending.
+    os._exit(code)

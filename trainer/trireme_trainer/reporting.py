@@ -1,0 +1,125 @@
+"""Tells how training goes: the agent (heartbeat), Prometheus, the step log, and a person at the console."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+from trireme_api.protocol import CheckpointRef, Progress
+from trireme_api.recipe import Recipe
+
+from trireme_trainer.heartbeat import Pulse
+from trireme_trainer.logbook import Logbook
+from trireme_trainer.metering import Figures, Meter
+from trireme_trainer.metrics import TrainMetrics
+
+log = logging.getLogger(__name__)
+CONSOLE_SECONDS = 1.0
+"""At most one line per so many seconds, so that tiny models do not drown the log."""
+
+
+class Reporter:
+    """Every rank beats, with the same progress, for all know it; global rank 0 alone logs, counts and prints."""
+
+    def __init__(
+        self, recipe: Recipe, pulse: Pulse, meter: Meter, logbook: Logbook | None, metrics: TrainMetrics | None
+    ) -> None:
+        self.pulse = pulse
+        self.meter = meter
+        self._recipe = recipe
+        self._logbook = logbook
+        self._metrics = metrics
+        self._printed = 0.0
+
+    def step(
+        self,
+        step: int,
+        *,
+        loss: float,
+        gradient_norm: float,
+        learning_rate: float,
+        valid: float,
+        data_wait: float,
+        skipped: bool,
+    ) -> None:
+        """`step`: optimiser steps done; `valid`: tokens that counted, of all ranks; `data_wait`: seconds on this one."""
+        seconds = self.meter.step_done(valid, data_wait)
+        figures = self.meter.figures()
+        progress = Progress(
+            step=step,
+            total_steps=self._recipe.total_steps,
+            tokens=step * self._recipe.batch.tokens,
+            loss=finite(loss),
+            tokens_per_second=figures.tokens_per_second,
+            tflops=figures.model_tflops,
+            mfu=figures.mfu,
+            grad_norm=finite(gradient_norm),
+            learning_rate=learning_rate,
+        )
+        self.pulse.beat("step", step=step, progress=progress)
+        if self._metrics:
+            self._metrics.step(progress, figures, self.meter, tokens=valid, seconds=seconds, skipped=skipped)
+        if self._logbook:
+            self._logbook.step(
+                step=step, loss=finite(loss), gradNorm=finite(gradient_norm), lr=learning_rate, tokens=progress.tokens,
+                seconds=round(seconds, 6), **_known(figures), **({"skipped": True} if skipped else {}),
+            )
+            self._print(progress, figures, seconds, last=step == self._recipe.total_steps)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._logbook:
+            self._logbook.close()
+
+    def event(self, name: str, **fields: Any) -> None:
+        if self._logbook:
+            self._logbook.event(name, **fields)
+
+    def checkpoint_blocked(self, seconds: float) -> None:
+        if self._metrics:
+            self._metrics.checkpoint(blocked=seconds)
+
+    def committed(self, ref: CheckpointRef, timing: dict[str, float]) -> None:
+        self.pulse.beat(checkpoint=ref)
+        self.event("checkpoint", step=ref.step, path=ref.path, **{k: round(v, 4) for k, v in timing.items()})
+        if self._metrics:
+            self._metrics.committed(ref.step)
+            self._metrics.checkpoint(total=timing.get("total"))
+        if self._logbook:
+            self._logbook.flush()
+            log.info("checkpoint of step %d committed: %s", ref.step, ref.path)
+
+    def _print(self, progress: Progress, figures: Figures, seconds: float, *, last: bool) -> None:
+        now = time.monotonic()
+        if now - self._printed < CONSOLE_SECONDS and not last:
+            return
+        self._printed = now
+        rate = figures.tokens_per_second
+        mfu = f"{figures.mfu:.1%}" if figures.mfu is not None else "unknown"
+        speed = f"{rate:,.0f} tok/s, {figures.model_tflops:.4g} TFLOP/s, MFU {mfu}" if rate else f"{seconds:.2f} s"
+        log.info(
+            "step %d/%d: loss %s, gradient norm %s, lr %.3g, %s",
+            progress.step, progress.total_steps, _text(progress.loss), _text(progress.grad_norm), progress.learning_rate,
+            speed,
+        )
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON cannot say."""
+    return value if math.isfinite(value) else None
+
+
+def _known(figures: Figures) -> dict[str, float]:
+    named = {
+        "tokensPerSecond": figures.tokens_per_second, "tflops": figures.model_tflops, "mfu": figures.mfu,
+        "mfuPalm": figures.mfu_palm, "hfu": figures.hfu,
+    }
+    return {name: float(f"{value:.6g}") for name, value in named.items() if value is not None}
+
+
+def _text(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

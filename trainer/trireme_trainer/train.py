@@ -1,0 +1,234 @@
+"""The training loop, readable top to bottom. One code path: CUDA and NCCL where there is a GPU, else CPU and gloo."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from trireme_api.families import ModelConfig, check_recipe
+from trireme_api.protocol import ExitCode
+from trireme_api.recipe import Recipe
+
+from trireme_trainer.data.batches import Batch, Batches
+from trireme_trainer.data.mixture import Mixture
+from trireme_trainer.data.order import derive
+from trireme_trainer.devices import device_peak
+from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.heartbeat import Pulse
+from trireme_trainer.logbook import Logbook
+from trireme_trainer.metering import Arithmetic, Meter
+from trireme_trainer.metrics import TrainMetrics
+from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
+from trireme_trainer.optim import Optimizer
+from trireme_trainer.outcome import BadData, NonFinite, Stopped
+from trireme_trainer.parallel.mesh import build_mesh
+from trireme_trainer.parallel.shard import Accumulation, shard_model
+from trireme_trainer.parallel.world import World
+from trireme_trainer.reporting import Reporter
+from trireme_trainer.saving import Saver
+from trireme_trainer.schedule import learning_rate
+from trireme_trainer.settings import Settings
+from trireme_trainer.stability import NonFinitePolicy, non_finite
+from trireme_trainer.stop import StopRequest
+
+log = logging.getLogger(__name__)
+COLLECT_EVERY = 50
+"""Steps between garbage collections: at the same step on every rank, or each would wait for the others' in turn."""
+
+
+def train(settings: Settings, pulse: Pulse) -> ExitCode:
+    """Trains until the recipe's end, or until all ranks agree to stop. Raises what `outcome.describe` can name."""
+    recipe = settings.recipe
+    config = check_recipe(recipe)
+    stop = StopRequest(settings.stop_file).listen()
+    pulse.beat("rendezvous")
+    world = World.join(settings)
+    pulse.reached("rendezvous")
+    pulse.beat("init")
+    with ExitStack() as closing:
+        closing.callback(world.leave)
+        reporter = closing.enter_context(_reporting(settings, config, pulse, world))
+        mixture = Mixture.from_recipe(recipe)
+        _check_vocabulary(mixture, config)
+        mesh = build_mesh(recipe.parallelism, world)
+        with torch.device("meta"):
+            model = build(config)
+        shard_model(model, recipe, mesh, world.device, settings.compile_backend)
+        optimizer = Optimizer(model, recipe.optimizer)
+        saver = Saver(settings, config, mixture, model, optimizer)
+        pulse.reached("initialised")
+        pulse.beat("load")
+        done = saver.resume(reporter)
+        pulse.reached("loaded")
+        on_gpu = world.device.type == "cuda"
+        batches = closing.enter_context(Batches(mixture, recipe, world.rank, world.size, pin_memory=on_gpu))
+        stepper = Stepper(settings, world, model, optimizer, batches, stop, config)
+        policy = NonFinitePolicy(recipe.stability)
+        pulse.beat("compile" if recipe.compile else "step", step=done)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        reporter.meter.begin()
+        # On a GPU the numbers of a step are read while the next one is computed, so that the device never waits for us.
+        unread: deque[Outcome] = deque()
+        behind = 1 if on_gpu else 0
+        stopping = False
+        first = done
+        while done < recipe.total_steps and not stopping:
+            unread.append(stepper.step(done))
+            done += 1
+            last = done == recipe.total_steps
+            while len(unread) > (0 if last or done == first + 1 else behind):
+                outcome = unread.popleft()
+                stopping |= settle(outcome, reporter, policy, saver)
+            if done == first + 1:
+                pulse.reached("first_step")
+                reporter.event("started", step=done, **pulse.startup_seconds())
+                log.info("first step after %s s", pulse.startup_seconds())
+                world.limit_waiting(settings.step_timeout, [mesh.get_group(name) for name in mesh.mesh_dim_names or ()])
+            if saver.due(done) and not last:
+                saver.save(done, reporter)
+            saver.poll(reporter)
+            if done % COLLECT_EVERY == 0:
+                gc.collect(1)
+        while unread:
+            settle(unread.popleft(), reporter, policy, saver)
+        saver.finish(done, reporter)
+        saver.close()
+        pulse.beat("done", step=done)
+        reporter.event("ended", step=done, seconds={k: round(v, 3) for k, v in reporter.meter.seconds.items()})
+        if done >= recipe.total_steps:
+            return ExitCode.DONE
+        if not saver.keeps:
+            raise Stopped(f"stopped on request after step {done}; nothing is kept, because no checkpoint is configured")
+        log.info("saved and stopped on request after step %d", done)
+        return ExitCode.SAVED_AND_STOPPED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One step, already on its way to the host."""
+
+    step: int
+    """Optimiser steps done after it."""
+    learning_rate: float
+    data_wait: float
+    numbers: Readback
+    """valid tokens, ranks asked to stop, loss, gradient norm, skipped."""
+
+
+class Stepper:
+    """What one optimiser step is made of."""
+
+    def __init__(
+        self, settings: Settings, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
+        stop: StopRequest, config: ModelConfig,
+    ) -> None:  # fmt: skip
+        recipe = settings.recipe
+        self._recipe: Recipe = recipe
+        self._world = world
+        self._model = model
+        self._optimizer = optimizer
+        self._batches = batches
+        self._stop = stop
+        self._accumulation = Accumulation(model, recipe)
+        self._objective = CausalLM(
+            config.vocabulary_size, compile_backend=settings.compile_backend if recipe.compile else None
+        )
+        model.train()
+
+    def step(self, index: int) -> Outcome:
+        """Step `index` (from 0): the global batch of samples [index·S, (index+1)·S)."""
+        world, device = self._world, self._world.device
+        micro_batches = self._batches.micro_batches(index)
+        # Known before the first backward pass, so that each micro-batch divides by the tokens of the whole global step.
+        agreed = world.sum([count_valid(micro_batches), float(self._stop.requested)])
+        valid = agreed[0].clamp(min=1).to(torch.float32)
+        loss = torch.zeros((), dtype=torch.float32, device=device)
+        for number, batch in enumerate(micro_batches):
+            torch.manual_seed(derive(self._recipe.seed, index, world.rank, number))
+            self._accumulation.before(number, len(micro_batches))
+            tokens = batch.tokens.to(device, non_blocking=True)
+            targets = batch.targets.to(device, non_blocking=True)
+            part = self._objective(self._model, tokens, targets, valid)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        norm = self._optimizer.clip()
+        mean = world.sum([loss])[0]
+        skip = non_finite(mean, norm)
+        rate = learning_rate(self._recipe, (index + 1) * self._recipe.batch.tokens)
+        self._optimizer.step(rate, skip)
+        numbers = torch.stack([agreed[0], agreed[1], mean, norm.double(), skip.double()])
+        return Outcome(index + 1, rate, self._batches.last_wait_seconds, Readback(numbers))
+
+
+class Readback:
+    """A few numbers copied to the host behind the computation; reading waits for them, not for what came after."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._values = values
+        if values.is_cuda:
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values = host.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+        values: list[float] = self._values.tolist()
+        return values
+
+
+def settle(outcome: Outcome, reporter: Reporter, policy: NonFinitePolicy, saver: Saver) -> bool:
+    """Reports a step. Returns whether any rank was asked to stop. Raises NonFinite where the policy says so."""
+    valid, stops, loss, norm, skipped = outcome.numbers.read()
+    reporter.step(
+        outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate, valid=valid,
+        data_wait=outcome.data_wait, skipped=skipped > 0,
+    )  # fmt: skip
+    try:
+        policy.observe(outcome.step, skipped=skipped > 0, loss=loss, gradient_norm=norm)
+    except NonFinite:
+        saver.drain(reporter)
+        raise
+    return stops > 0
+
+
+def count_valid(micro_batches: Sequence[Batch]) -> float:
+    """Targets of this rank that count."""
+    return float(sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches))
+
+
+def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: World) -> Reporter:
+    recipe = settings.recipe
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    peak = device_peak(name)
+    meter = Meter(Arithmetic.of(config, recipe, peak), world.size)
+    if world.rank != 0:
+        return Reporter(recipe, pulse, meter, None, None)
+    if peak is None:
+        log.warning("no MFU: the peak of device %r is not known", name)
+    directory = str(settings.log_dir) if settings.log_dir else None
+    if settings.checkpoint:
+        directory = settings.checkpoint.uri
+    metrics = TrainMetrics(job=settings.job, namespace=settings.namespace, attempt=settings.attempt)
+    if settings.metrics_port:
+        metrics.serve(settings.metrics_port)
+    log.info("%s on %d ranks, %s, %s", recipe.model.preset, world.size, name, recipe.precision)
+    return Reporter(recipe, pulse, meter, Logbook(directory, settings.attempt), metrics)
+
+
+def _check_vocabulary(mixture: Mixture, config: ModelConfig) -> None:
+    if mixture.vocabulary_size > config.vocabulary_size:
+        raise BadData(
+            f"data.sources: tokenised with {mixture.vocabulary_size} entries, the model has {config.vocabulary_size}; "
+            f"set model.overrides.vocabularySize to at least {mixture.vocabulary_size}, or prepare a smaller vocabulary"
+        )
