@@ -1,7 +1,7 @@
 """Initial values as a function of (seed, parameter name) and nothing else: not of rank, world size, device or order.
 
 A tensor is cut along its first dimension into blocks of rows, each with a generator of its own. So a rank that holds
-some rows makes these (and less than two blocks of neighbours), and 175 billion parameters never lie on one rank.
+some rows makes these (and less than one block of neighbours), and 175 billion parameters never lie on one rank.
 
 The generator is NumPy's SFC64 seeded through SeedSequence, because torch's CPU generator keeps only 32 bits of its
 seed: among the 170,000 blocks of the largest size several would be equal.
@@ -62,9 +62,9 @@ def value_rows(
     out = torch.empty(local, dtype=dtype)
     for block in range(start // rows_per_block, -(-stop // rows_per_block)):
         first = block * rows_per_block
-        last = min(first + rows_per_block, shape[0])
-        values = _generator(seed, name, block).standard_normal((last - first, *shape[1:]), dtype=np.float32)
-        begin, end = max(first, start), min(last, stop)
+        begin, end = max(first, start), min(first + rows_per_block, stop)
+        # A generator draws in order, so the rows of a block after the last one wanted need not be drawn.
+        values = _generator(seed, name, block).standard_normal((end - first, *shape[1:]), dtype=np.float32)
         drawn = torch.from_numpy(values[begin - first : end - first]).mul_(rule.std)
         out[begin - start : end - start].copy_(drawn)
     if rule.zero_row is not None and start <= rule.zero_row < stop:
