@@ -41,7 +41,7 @@ def base_environment(inherited: Mapping[str, str], ranks_here: int) -> Dict[str,
 
 def rank_environment(
     inherited: Mapping[str, str], assignment: Assignment, local_rank: int, *, heartbeat_dir: str, stop_file: str,
-    error_file: str,
+    error_file: str, log_dir: str,
 ) -> Dict[str, str]:
     """The full environment of one rank: what the pod has, the `env://` names, the TRIREME_* names."""
     env = base_environment(inherited, assignment.procs_per_node)
@@ -59,6 +59,7 @@ def rank_environment(
             Env.ATTEMPT: str(assignment.attempt),
             Env.HEARTBEAT_DIR: heartbeat_dir,
             Env.STOP_FILE: stop_file,
+            Env.LOG_DIR: log_dir,
             # What torchrun sets beside these; libraries look for them to know they were launched.
             "GROUP_WORLD_SIZE": str(nodes),
             "ROLE_NAME": "default",

@@ -91,7 +91,8 @@ def classify(evidence: Evidence) -> Optional[Failure]:
     code = evidence.exit
     if code in (ExitCode.DONE, ExitCode.SAVED_AND_STOPPED):
         return None
-    traceback = last_traceback(evidence.tail) or evidence.recorded
+    told_traceback = evidence.told.traceback if evidence.told is not None else None
+    traceback = last_traceback(evidence.tail) or evidence.recorded or told_traceback
     final = final_line(traceback) if traceback else None
     number = -code if code < 0 else (code - 128 if 128 < code < 160 else None)
     cause, message, cascade = _judge(evidence, number, traceback, final)
@@ -107,7 +108,9 @@ def _judge(
     code = evidence.exit
     meaning = EXIT_MEANING.get(code)
     if evidence.told is not None:
-        return evidence.told.cause, _join(f"exit {code}", evidence.told.message), evidence.told.cascade
+        told = evidence.told
+        # A lost connection is what the peers of a failed rank see first.
+        return told.cause, _join(f"exit {code}", told.message), told.cascade or told.cause is Cause.NETWORK
     if meaning is not None:
         message = _join(f"exit {code} ({meaning})", final or _last_words(evidence.tail))
         return cause_of_exit(code) or Cause.UNKNOWN, message, False

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set
 
 from trireme_api.protocol import ExitCode
 
@@ -28,6 +28,14 @@ class RankExit:
     """Set when the process could not be started at all."""
 
 
+class Standby(Protocol):
+    """A process that waits, already a session leader, to become a rank."""
+
+    pid: int
+
+    def wake(self, environment: Dict[str, str]) -> None: ...
+
+
 @dataclass
 class Launch:
     """One rank to start. `output` is the write end of its log pipe; the caller keeps ownership."""
@@ -36,6 +44,7 @@ class Launch:
     command: Sequence[str]
     environment: Dict[str, str]
     output: int
+    standby: Optional[Standby] = None
 
 
 Spawn = Callable[[Launch], int]
@@ -43,6 +52,9 @@ Spawn = Callable[[Launch], int]
 
 
 def spawn(launch: Launch) -> int:
+    if launch.standby is not None:
+        launch.standby.wake(launch.environment)
+        return launch.standby.pid
     process = subprocess.Popen(
         list(launch.command), env=launch.environment, stdin=subprocess.DEVNULL, stdout=launch.output,
         stderr=subprocess.STDOUT, start_new_session=True, close_fds=True,
@@ -59,7 +71,7 @@ class Supervisor:
         self._clock = clock
         self._live: Dict[int, int] = {}
         """pid → local rank"""
-        self._standby: Dict[int, int] = {}
+        self._standby: Set[int] = set()
         self._unborn: List[RankExit] = []
         self._kill_at: Optional[float] = None
         self.pids: Dict[int, int] = {}
@@ -85,6 +97,7 @@ class Supervisor:
             except OSError as error:
                 self._cannot(launch, 1, f"cannot start {launch.command[0]}: {error}")
             else:
+                self._standby.discard(pid)
                 self._live[pid] = launch.local_rank
                 self.pids[launch.local_rank] = pid
 
@@ -93,7 +106,11 @@ class Supervisor:
 
     def keep(self, pid: int) -> None:
         """A child that is no rank (a warm standby): reaped when it ends, left alone by the sweep."""
-        self._standby[pid] = pid
+        self._standby.add(pid)
+
+    def keeps(self, pid: int) -> bool:
+        """Whether that child is still alive, as far as polls have seen."""
+        return pid in self._standby
 
     def poll(self) -> List[RankExit]:
         """Reaps every ended child, ours or adopted, and returns the ranks among them."""
@@ -112,7 +129,7 @@ class Supervisor:
                 _, status = os.waitpid(pid, 0)
             except ChildProcessError:
                 continue
-            self._standby.pop(pid, None)
+            self._standby.discard(pid)
             if pid in self._live:
                 exits.append(RankExit(self._live.pop(pid), os.waitstatus_to_exitcode(status)))
 

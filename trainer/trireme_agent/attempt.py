@@ -1,0 +1,142 @@
+"""The ranks of one attempt with everything that belongs to them: folder, pipes, logs, heartbeats, OOM count."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from typing import Dict, List, Optional
+
+from trireme_api.protocol import Assignment, PhaseTime, RankReport
+
+from trireme_agent.cgroup import oom_kills
+from trireme_agent.environment import global_rank, rank_environment
+from trireme_agent.failure import Evidence, classify
+from trireme_agent.heartbeats import Heartbeats
+from trireme_agent.logs import RankLog, Stream
+from trireme_agent.machine import Ended
+from trireme_agent.settings import Settings
+from trireme_agent.supervisor import Launch, RankExit, Supervisor
+from trireme_agent.warm import WarmPool
+
+TAIL_SETTLE = 0.2
+"""Longest wait for the last lines of a failed rank; its failure is told within half a second of its end."""
+
+
+class Attempt:
+    def __init__(self, settings: Settings, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self._settings = settings
+        self.folder = os.path.join(settings.work_dir, f"attempt-{assignment.attempt}")
+        self.stop_file = os.path.join(self.folder, "stop")
+        self.heartbeats = Heartbeats(self.folder, assignment.procs_per_node, assignment.attempt)
+        self.phases = PhaseTime(assigned=time.time())
+        self.exits: Dict[int, RankExit] = {}
+        self._logs: Dict[int, RankLog] = {}
+        self._oom_before: Optional[int] = None
+
+    def start(self, supervisor: Supervisor, stream: Stream, warm: WarmPool) -> None:
+        """Raises OSError when the folder or the pipes cannot be made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.heartbeats.prepare()
+        self._oom_before = oom_kills()
+        launches: List[Launch] = []
+        try:
+            for local_rank in range(self.assignment.procs_per_node):
+                launches.append(self._launch(local_rank, stream, warm))
+            supervisor.start(launches)
+        finally:
+            for launch in launches:
+                if launch.output >= 0:
+                    os.close(launch.output)
+        self.phases.started = time.time()
+
+    def _launch(self, local_rank: int, stream: Stream, warm: WarmPool) -> Launch:
+        rank = global_rank(self.assignment, local_rank)
+        environment = rank_environment(
+            self._settings.environment, self.assignment, local_rank, heartbeat_dir=self.folder,
+            stop_file=self.stop_file, error_file=self._error_file(local_rank), log_dir=self._settings.log_dir,
+        )
+        standby = warm.take()
+        if standby is not None:
+            read_end, write_end = standby.output, -1
+        else:
+            read_end, write_end = os.pipe()
+        self._logs[local_rank] = RankLog(rank, self.assignment.attempt, read_end, stream, self._settings.log_dir)
+        return Launch(local_rank, self._settings.command, environment, write_end, standby)
+
+    def _error_file(self, local_rank: int) -> str:
+        return os.path.join(self.folder, f"error-{local_rank}.json")
+
+    def ask_to_stop(self) -> None:
+        try:
+            with open(self.stop_file, "w", encoding="ascii"):
+                pass
+        except OSError:
+            pass  # SIGTERM, which follows, says the same
+
+    def ended(self, found: RankExit, *, pod_stopping: bool) -> Ended:
+        """Gathers what is known about this end and judges it."""
+        self.exits[found.local_rank] = found
+        log = self._logs[found.local_rank]
+        if found.code in (0, 75):
+            return Ended(found.local_rank, found.code)
+        tail = [found.note] if found.note else log.tail(TAIL_SETTLE)
+        self.heartbeats.poll()
+        beat = self.heartbeats.beat(found.local_rank)
+        oom_now = oom_kills()
+        evidence = Evidence(
+            rank=log.rank,
+            exit=found.code,
+            tail=tail,
+            oom_killed=oom_now is not None and self._oom_before is not None and oom_now > self._oom_before,
+            told=beat.failure if beat else None,
+            recorded=_recorded(self._error_file(found.local_rank)),
+            pod_stopping=pod_stopping,
+            at=time.time(),
+        )
+        return Ended(found.local_rank, found.code, classify(evidence))
+
+    def rank_reports(self, pids: Dict[int, int]) -> List[RankReport]:
+        reports = []
+        for local_rank in range(self.assignment.procs_per_node):
+            beat, found = self.heartbeats.beat(local_rank), self.exits.get(local_rank)
+            reports.append(
+                RankReport(
+                    local_rank=local_rank,
+                    pid=pids.get(local_rank),
+                    exit=found.code if found else None,
+                    step=beat.step if beat else None,
+                    phase=beat.phase if beat else None,
+                    heartbeat_age=self.heartbeats.age(local_rank),
+                )
+            )
+        return reports
+
+    def phase_times(self) -> PhaseTime:
+        told = self.heartbeats.phases()
+        return PhaseTime(
+            assigned=self.phases.assigned, stopped=self.phases.stopped, started=self.phases.started,
+            rendezvous=told.rendezvous, loaded=told.loaded, first_step=told.first_step,
+        )
+
+    def remove(self) -> None:
+        """Its folder goes when a newer attempt has begun; logs stay."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _recorded(path: str) -> Optional[str]:
+    """The traceback in an error file of torch.distributed.elastic's `@record`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            message = json.loads(file.read(1024 * 1024)).get("message")
+    except (OSError, ValueError, AttributeError):
+        return None
+    if isinstance(message, dict):
+        extra = message.get("extraInfo")
+        text = extra.get("py_callstack") if isinstance(extra, dict) else None
+        return text if isinstance(text, str) else str(message.get("message", "")) or None
+    return message if isinstance(message, str) else None
+
+
