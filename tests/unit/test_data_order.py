@@ -57,7 +57,7 @@ def test_every_prefix_follows_the_weights_to_less_than_one_block(weights: list[i
             assert abs(have * total - (index + 1) * weight) < total
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=5))
 def test_awkward_weights_are_kept_to_a_fine_share(weights: list[float]) -> None:
     schedule = Interleaving(weights)
