@@ -316,9 +316,9 @@ class Failure(Message):
 
 @dataclass
 class EnergyReading(Message):
-    joules: Optional[float]
+    joules: Optional[float] = None
     """Since the agent started; None when the source is missing."""
-    source: str
+    source: str = "missing"
     """nvml | nvml-power | rapl | declared | missing"""
 
 
