@@ -1,0 +1,118 @@
+"""The project's images for the local cluster: built when what they are made of has changed, imported where missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo.kube import ROOT
+from demo.report import DemoError
+
+REGISTRY = "localhost/trireme"
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    inputs: tuple[str, ...]
+    """Files and folders copied into the image, besides its own folder under images/."""
+
+    @property
+    def dockerfile(self) -> Path:
+        return ROOT / "images" / self.name / "Dockerfile"
+
+    @property
+    def placeholder(self) -> str:
+        """The name in the local overlay; what is built is named after its content instead."""
+        return f"{REGISTRY}/{self.name}:dev"
+
+    @property
+    def tag(self) -> str:
+        """A new content is a new name, so that a Deployment that names it rolls over by itself."""
+        return f"{REGISTRY}/{self.name}:{key(self)}"
+
+
+PINS = ("pyproject.toml", "constraints.txt", "images/requirements.py", "LICENSE")
+IMAGES = (
+    Image("operator", ("api/trireme_api", "operator/trireme_operator", *PINS)),
+    Image("agent", ("api/trireme_api", "trainer/trireme_agent", "LICENSE")),
+    Image("trainer", ("api/trireme_api", "trainer/trireme_agent", "trainer/trireme_trainer", "cli/trireme_cli", *PINS)),
+)
+
+
+def files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        if inner.is_file() and "__pycache__" not in inner.parts:
+            yield inner
+
+
+def key(image: Image, root: Path = ROOT) -> str:
+    """Changes with the content or the place of anything that goes into the image."""
+    digest = hashlib.sha256(image.name.encode())
+    for name in (f"images/{image.name}", *sorted(image.inputs)):
+        found = list(files(root / name))
+        if not found:
+            raise DemoError(f"{name}: is not there, but images/{image.name}/Dockerfile copies it")
+        for path in found:
+            digest.update(f"{path.relative_to(root)}\0{path.stat().st_mode & 0o111}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def archive_folder() -> Path:
+    cache = Path(os.environ.get("TRIREME_CACHE") or Path.home() / ".cache" / "trireme")
+    return cache / "images"
+
+
+def build(image: Image) -> Path:
+    """The image's archive, built unless one of the same content is there. Older archives of the image are removed."""
+    folder = archive_folder()
+    archive = folder / f"{image.name}-{key(image)}.tar"
+    if not archive.exists():
+        cluster_tool(
+            "images.py", "build", str(image.dockerfile), "--context", str(ROOT), "--tag", image.tag, "--output", str(archive),
+            "--build-arg", f"REVISION={revision()}",
+        )
+    for old in folder.glob(f"{image.name}-*.tar"):
+        if old != archive:
+            old.unlink()
+    return archive
+
+
+def revision() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def build_all() -> list[Path]:
+    return [build(image) for image in IMAGES]
+
+
+def with_built_images(manifests: str) -> str:
+    """Rendered manifests with the placeholders replaced by the names of what is built."""
+    for image in IMAGES:
+        manifests = manifests.replace(image.placeholder, image.tag)
+    return manifests
+
+
+def load(archives: list[Path]) -> None:
+    """Imports into every node what the node does not have."""
+    cluster_tool("cluster.py", "load-image", *map(str, archives))
+
+
+def cluster_tool(script: str, *arguments: str, data: bool = False) -> Any:
+    """Runs one of cluster/'s commands; its progress goes to the terminal, with `data` its JSON is returned."""
+    command = [sys.executable, str(ROOT / "cluster" / script), *arguments, *(["--json"] if data else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise DemoError(f"{script} {arguments[0]} failed (see above)")
+    return json.loads(done.stdout) if data else None

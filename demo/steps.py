@@ -1,0 +1,42 @@
+"""`make images` and `make install`: the demo's first steps, each by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo import target
+from demo.images import build_all
+from demo.report import DemoError, complain, say, step
+
+
+def images() -> None:
+    with step("images"):
+        archives = build_all()
+    for archive in archives:
+        say(f"  {archive}")
+
+
+def install() -> None:
+    here = target.up()
+    target.images(here)
+    target.install(here)
+    say(f"\nexport KUBECONFIG={here.kube.kubeconfig}")
+    say("kubectl apply -f manifests/samples/custom-script.yaml   # or any other TrainingJob; `kubectl get tj -w` shows it")
+
+
+def main() -> int:
+    steps = {"images": images, "install": install}
+    if len(sys.argv) != 2 or sys.argv[1] not in steps:
+        return complain(DemoError(f"usage: steps.py {'|'.join(steps)}"))
+    try:
+        steps[sys.argv[1]]()
+    except DemoError as error:
+        return complain(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
