@@ -23,7 +23,7 @@ from trireme_trainer.checkpoint.manifest import Manifest, check_meta
 from trireme_trainer.checkpoint.ranks import Ranks, describe
 from trireme_trainer.checkpoint.staging import Staged, Stager
 from trireme_trainer.checkpoint.state import flatten
-from trireme_trainer.checkpoint.store import CheckpointStore
+from trireme_trainer.checkpoint.store import Candidate, CheckpointStore
 
 log = logging.getLogger(__name__)
 STAGES = (
@@ -106,7 +106,8 @@ class Checkpointer:
         self._newest: int | None = None
         self._bad: set[int] = set()
         self.timings: deque[SaveTiming] = deque(maxlen=1000)
-        self._fence = self._ranks.on_first(lambda: store.claim(attempt, owner))
+        self._fence, self.abandoned = self._ranks.on_first(lambda: store.claim(attempt, owner))
+        """`abandoned`: paths of saves of earlier attempts that were cut short; they never counted and are gone now."""
 
     # --- loading ---
 
@@ -231,10 +232,11 @@ class Checkpointer:
                 files=tuple(sorted((entry for entries in everyone for entry in entries), key=lambda entry: entry.name)),
                 meta=meta,
             )
-            committed, new = ranks.on_first(
-                lambda: store.commit(working, manifest, self._fence, bad=self._bad, on_stage=self._on_stage)
-            )
+            committed, new = ranks.on_first(lambda: self._commit(flight, working, manifest))
         except BaseException:
+            # A peer that died after the commit must not make this rank deny, let alone remove, what is committed.
+            if flight.ref is not None:
+                return flight.ref
             if ranks.rank == 0:
                 store.discard(working)
             raise
@@ -246,6 +248,11 @@ class Checkpointer:
             self._retain()
         timing.retaining, mark = _lap(mark)
         return CheckpointRef(step=committed.step, path=committed.path)
+
+    def _commit(self, flight: _InFlight, working: str, manifest: Manifest) -> tuple[Candidate, bool]:
+        done = self._store.commit(working, manifest, self._fence, bad=self._bad, on_stage=self._on_stage)
+        flight.ref = CheckpointRef(step=done[0].step, path=done[0].path)
+        return done
 
     def _retain(self) -> None:
         try:

@@ -187,6 +187,9 @@ class ObjectFiles:
         self._fs.makedirs(self._key(directory), exist_ok=True)
 
     def remove(self, directory: str) -> None:
+        # The marker first: a checkpoint that is half deleted must not look committed.
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._key(directory, COMMITTED))
         self._fs.invalidate_cache()
         self._fs.rm(self._key(directory), recursive=True)
 

@@ -15,7 +15,7 @@ from trireme_trainer.checkpoint import fence as fences
 from trireme_trainer.checkpoint.errors import CheckpointError, DamagedCheckpoint, SaveFailed
 from trireme_trainer.checkpoint.fence import Fence
 from trireme_trainer.checkpoint.files import Files, ObjectFiles, PosixFiles
-from trireme_trainer.checkpoint.layout import MANIFEST, parse
+from trireme_trainer.checkpoint.layout import MANIFEST, Kind, parse
 from trireme_trainer.checkpoint.manifest import MAX_BYTES, FileEntry, Manifest
 from trireme_trainer.checkpoint.verify import Problem, check_files, share
 from trireme_trainer.storage import StorageError, is_local, open_filesystem, resolve_path
@@ -99,17 +99,24 @@ class CheckpointStore:
 
     # --- writing: rank 0 of the attempt that holds the fence ---
 
-    def claim(self, attempt: int, owner: str = "") -> Fence:
-        """Fences older attempts off and removes what they left half done. Raises StaleAttempt or CheckpointError."""
+    def claim(self, attempt: int, owner: str = "") -> tuple[Fence, list[str]]:
+        """Fences older attempts off and removes what they left half done: the paths of saves that were cut short.
+
+        Raises StaleAttempt, or CheckpointError when the root cannot be written.
+        """
+        abandoned = []
         try:
             fence = fences.claim(self.files, attempt, owner)
             for directory in self.files.leftovers():
-                log.info("%s: left by an earlier attempt, removed", self.files.path(directory))
+                name = parse(directory)
+                if name is not None and name.kind is not Kind.TRASH:
+                    abandoned.append(self.files.path(directory))
+                    log.warning("%s: a save that was cut short; it does not count and is removed", abandoned[-1])
                 self.discard(directory)
         except OSError as error:
             where = self.files.path("")
             raise CheckpointError(f"{where}: cannot be written ({error}); checkpoint.uri must be writable") from None
-        return fence
+        return fence, abandoned
 
     def begin(self, step: int, fence: Fence, *, bad: Collection[int] = ()) -> tuple[Candidate | None, str]:
         """A new, empty directory that ranks write this step into; or the committed checkpoint of this step.
