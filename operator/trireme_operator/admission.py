@@ -8,6 +8,7 @@ created or placed yet is counted as taken, so two jobs are never promised the sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from trireme_api.job import TrainingJobSpec
@@ -27,6 +28,11 @@ class Demand:
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
 
+    @property
+    def kind(self) -> object:
+        """Equal for demands that any node answers alike."""
+        return tuple(sorted(self.requests.items())), tuple(sorted(self.selector.items())), self.tolerations
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -35,16 +41,14 @@ class Waiting:
     count: int
     priority: int
     created_at: float
-    uid: str = ""
 
 
 @dataclass(frozen=True)
 class Taken:
     """Requests that are bound to a node, or promised to a gang and not placed yet (`node` empty)."""
 
-    requests: Amounts
+    demand: Demand
     node: str = ""
-    demand: Demand | None = None
 
 
 def demand_of(spec: TrainingJobSpec) -> Demand:
@@ -87,71 +91,82 @@ class Room:
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.free: dict[str, dict[str, float]] = {name: dict(node.allocatable) for name, node in self.nodes.items()}
+        self._eligible: dict[object, tuple[str, ...]] = {}
+        self._capacity: dict[object, int] = {}
 
-    def take(self, node: str, requests: Amounts) -> None:
+    def eligible(self, demand: Demand) -> tuple[str, ...]:
+        """Names of the nodes that pods of this kind may go to now; remembered, for many jobs ask the same."""
+        if demand.kind not in self._eligible:
+            self._eligible[demand.kind] = tuple(n for n, node in self.nodes.items() if eligible(node, demand))
+        return self._eligible[demand.kind]
+
+    def capacity(self, demand: Demand) -> int:
+        if demand.kind not in self._capacity:
+            self._capacity[demand.kind] = capacity(self.nodes.values(), demand)
+        return self._capacity[demand.kind]
+
+    def take(self, node: str, requests: Amounts, times: int = 1) -> None:
         free = self.free.get(node)
         if free is not None:
             for name, amount in requests.items():
-                free[name] = free.get(name, 0.0) - amount
+                free[name] = free.get(name, 0.0) - amount * times
 
-    def place(self, demand: Demand, count: int, barred: frozenset[str] | set[str] = frozenset()) -> int:
-        """Places up to `count` pods, fullest nodes first; returns how many found room. Takes the room it gives."""
-        names = [n for n, node in self.nodes.items() if n not in barred and eligible(node, demand)]
-        room = {name: fits_on(self.free[name], demand.requests) for name in names}
-        placed = 0
-        for name in sorted(names, key=lambda n: (room[n], n)):
-            here = min(room[name], count - placed)
-            self.take(name, {what: amount * here for what, amount in demand.requests.items()})
-            placed += here
-            if placed == count:
+    def plan(self, demand: Demand, count: int, barred: AbstractSet[str] = frozenset()) -> dict[str, int]:
+        """Pods per node for up to `count` pods, fullest nodes first. Takes nothing yet."""
+        room = {name: fits_on(self.free[name], demand.requests) for name in self.eligible(demand) if name not in barred}
+        found: dict[str, int] = {}
+        for name in sorted(room, key=lambda n: (room[n], n)):
+            here = min(room[name], count)
+            if here:
+                found[name] = here
+                count -= here
+            if not count:
                 break
-        return placed
+        return found
 
-    def copy(self) -> Room:
-        twin = Room(self.nodes.values())
-        twin.free = {name: dict(free) for name, free in self.free.items()}
-        return twin
+    def place(self, demand: Demand, plan: Mapping[str, int]) -> None:
+        for node, times in plan.items():
+            self.take(node, demand.requests, times)
 
 
 def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Waiting]) -> dict[Key, Verdict]:
-    """Who may start now, and why the others may not."""
+    """Who may start now, and why the others may not. All that may start fit together."""
     room = Room(nodes)
-    promised: list[Taken] = []
+    promised = []
     for item in taken:
         if item.node:
-            room.take(item.node, item.requests)
+            room.take(item.node, item.demand.requests)
         else:
-            promised.append(item)
-    for item in promised:
-        room.place(item.demand or Demand(item.requests), 1)
+            promised.append(item.demand)
+    for demand in promised:
+        room.place(demand, room.plan(demand, 1))
     found: dict[Key, Verdict] = {}
-    held: set[str] = set()
-    ahead: Key | None = None
+    held: dict[str, Key] = {}
     for job in sorted(waiting, key=lambda w: (-w.priority, w.created_at, w.key)):
-        most = capacity(nodes, job.demand)
+        most = room.capacity(job.demand)
         if most < job.count:
             found[job.key] = Verdict(False, "LargerThanCluster", _never(job, most))
             continue
-        trial = room.copy()
-        if trial.place(job.demand, job.count, held) == job.count:
-            room = trial
+        could_use = room.eligible(job.demand)
+        plan = (
+            {}
+            if could_use and all(name in held for name in could_use)
+            else room.plan(job.demand, job.count, held.keys())
+        )
+        if sum(plan.values()) == job.count:
+            room.place(job.demand, plan)
             found[job.key] = Verdict(True, "Fits", f"{job.count} pods fit")
             continue
-        free_now = room.copy().place(job.demand, job.count)
-        if free_now == job.count:
-            found[job.key] = Verdict(
-                False, "Queued", f"waits behind {'/'.join(ahead or ())}, which came earlier and needs the same nodes"
-            )
+        ahead = next((held[name] for name in could_use if name in held), None)
+        if ahead is not None:
+            message = f"waits behind {'/'.join(ahead)}, which has precedence on the same nodes"
+            found[job.key] = Verdict(False, "Queued", message)
         else:
-            found[job.key] = Verdict(
-                False,
-                "WaitsForRoom",
-                f"needs room for {job.count} pods of {describe(job.demand)} at once; {free_now} would fit now; "
-                "starts when others end",
-            )
-            ahead = job.key
-        held |= {node.name for node in nodes if eligible(node, job.demand)}
-        ahead = ahead or job.key
+            fit = sum(plan.values())
+            message = f"needs room for {job.count} pods of {describe(job.demand)} at once; {fit} would fit now; "
+            found[job.key] = Verdict(False, "WaitsForRoom", message + "starts when others end")
+        for name in could_use:
+            held.setdefault(name, job.key)
     return found
 
 

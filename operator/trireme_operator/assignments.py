@@ -31,28 +31,44 @@ def barrier_passed(found: Sequence[Place], attempt: int) -> bool:
     )
 
 
-def assignment(job: Job, found: Sequence[Place], pod_uid: str) -> Assignment:
-    """The assignment of the pod with this UID, as far as the written status and what was heard so far tell."""
-    status, spec = job.status, effective(job)
-    place = next((p for p in found if p.pod is not None and p.pod.uid == pod_uid), None)
-    if place is None or spec is None or job.deleting or status.phase not in HOLDING:
-        return Assignment(attempt=status.attempt, action=Action.STOP)
-    if status.phase == Phase.SUSPENDING:
-        action = Action.SAVE_AND_STOP
-    elif place.slot.pod_uid is not None and barrier_passed(found, status.attempt):
-        action = Action.RUN
-    else:
-        action = Action.HOLD
-    first = found[0].pod
-    resume = status.resume_from
-    return Assignment(
-        attempt=status.attempt,
-        action=action,
-        node_rank=place.slot.index,
-        world_size=len(found),
-        procs_per_node=procs_per_node(spec),
-        master_address=first.ip if first is not None else "",
-        master_port=master_port(status.attempt),
-        resume=CheckpointRef(step=resume.step, path=resume.path) if resume else None,
-        grace_seconds=float(spec.template.termination_grace_period_seconds),
-    )
+class Crew:
+    """The gang as its agents are told of it, from one reading of status and reports."""
+
+    def __init__(self, job: Job, found: Sequence[Place]) -> None:
+        self.job = job
+        self._found = tuple(found)
+        self._spec = effective(job)
+        self._by_uid = {place.pod.uid: place for place in found if place.pod is not None}
+        self._passed = barrier_passed(found, job.status.attempt)
+        first = found[0].pod if found else None
+        self._master = first.ip if first is not None else ""
+
+    @property
+    def key(self) -> object:
+        """Changes exactly when any member's assignment does."""
+        members = tuple((uid, place.slot.index, place.slot.pod_uid) for uid, place in self._by_uid.items())
+        status = self.job.status
+        return self.job.uid, self.job.deleting, status.phase, status.attempt, self._passed, self._master, members
+
+    def assignment(self, pod_uid: str) -> Assignment:
+        """What the pod with this UID is to do; a pod that is not of the crew is to stop."""
+        status, spec = self.job.status, self._spec
+        place = self._by_uid.get(pod_uid)
+        if place is None or spec is None or self.job.deleting or status.phase not in HOLDING:
+            return Assignment(attempt=status.attempt, action=Action.STOP)
+        if status.phase == Phase.SUSPENDING:
+            action = Action.SAVE_AND_STOP
+        else:
+            action = Action.RUN if place.slot.pod_uid is not None and self._passed else Action.HOLD
+        resume = status.resume_from
+        return Assignment(
+            attempt=status.attempt,
+            action=action,
+            node_rank=place.slot.index,
+            world_size=len(self._found),
+            procs_per_node=procs_per_node(spec),
+            master_address=self._master,
+            master_port=master_port(status.attempt),
+            resume=CheckpointRef(step=resume.step, path=resume.path) if resume else None,
+            grace_seconds=float(spec.template.termination_grace_period_seconds),
+        )

@@ -31,3 +31,8 @@ def duration(length: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def microtime(now: float) -> str:
+    """Kubernetes' MicroTime, as Leases have it."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

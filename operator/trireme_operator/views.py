@@ -10,7 +10,7 @@ from trireme_api.job import API_VERSION, KIND, TrainingJobSpec, TrainingJobStatu
 from trireme_api.protocol import AgentState, Report
 from trireme_api.quantity import parse_quantity
 from trireme_api.schema import InvalidSpec
-from trireme_api.validation import check_job
+from trireme_api.validation import Checked, check_job
 
 from trireme_operator.clock import seconds
 
@@ -45,10 +45,17 @@ class Job:
         return self.namespace, self.name
 
 
-def job_of(obj: Mapping[str, Any]) -> Job:
-    """A TrainingJob as the API server has it. Never raises on what a user wrote: that becomes `problems`."""
+def job_of(obj: Mapping[str, Any], before: Job | None = None) -> Job:
+    """A TrainingJob as the API server has it. Never raises on what a user wrote: that becomes `problems`.
+
+    `before` saves reading the spec again where it is known to be the same (by UID and generation).
+    """
     metadata = obj["metadata"]
-    checked = check_job(dict(obj))
+    generation = int(metadata.get("generation", 0))
+    if before is not None and before.uid == metadata["uid"] and before.generation == generation and before.spec:
+        checked = Checked(before.spec, ())
+    else:
+        checked = check_job(dict(obj))
     raw_status = obj.get("status") or {}
     try:
         status = TrainingJobStatus.model_validate(raw_status)
@@ -59,7 +66,7 @@ def job_of(obj: Mapping[str, Any]) -> Job:
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
-        generation=int(metadata.get("generation", 0)),
+        generation=generation,
         resource_version=str(metadata.get("resourceVersion", "")),
         created_at=seconds(metadata.get("creationTimestamp")) or 0.0,
         deleting=bool(metadata.get("deletionTimestamp")),

@@ -1,0 +1,42 @@
+"""`python -m trireme_operator`: the control plane as one process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from trireme_operator import logs
+from trireme_operator.api import Api, ApiError
+from trireme_operator.leader import LeadershipLost
+from trireme_operator.operator import REVIEW_QPS, Operator
+from trireme_operator.options import BadOptions, Options, parse
+
+
+async def run(options: Options) -> None:
+    api = await Api.connect(options.kubeconfig, qps=options.qps, burst=int(options.qps * 2))
+    reviews = await Api.connect(options.kubeconfig, qps=REVIEW_QPS, burst=int(REVIEW_QPS))
+    try:
+        await Operator(options, api, reviews).run()
+    finally:
+        await api.close()
+        await reviews.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+    except BadOptions as error:
+        print(f"trireme-operator: {error}", file=sys.stderr)
+        return 64
+    logs.configure(options.log_format, options.log_level)
+    try:
+        asyncio.run(run(options))
+    except (ApiError, LeadershipLost) as error:
+        print(f"trireme-operator: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Puts the parts together and runs them: watches, election, workers, coordinator, endpoints; and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+from collections.abc import Coroutine
+from typing import Any
+from urllib.parse import urlsplit
+
+import kopf
+from aiohttp import web
+
+from trireme_operator import certificates, handlers
+from trireme_operator.api import Api, ApiError
+from trireme_operator.cluster import KubernetesCluster
+from trireme_operator.controller import Controller
+from trireme_operator.coordinator import Coordinator, serve
+from trireme_operator.desk import Desk, foreign_taken
+from trireme_operator.health import Health, application
+from trireme_operator.identity import Reviewer
+from trireme_operator.leader import Leader
+from trireme_operator.metrics import JobCollector, Metrics
+from trireme_operator.options import COORDINATOR_SERVICE, Options
+from trireme_operator.pods import Images
+from trireme_operator.queue import Queue
+from trireme_operator.store import Store
+from trireme_operator.views import Job, Key, Limits
+
+log = logging.getLogger(__name__)
+REVIEW_QPS = 500.0
+"""Thousands of agents turn to a new leader at once, and each must be known before it is answered."""
+FOREIGN_SECONDS = 15.0
+RENEW_CERTIFICATE_SECONDS = 86_400.0
+
+
+class Operator:
+    def __init__(self, options: Options, api: Api, reviews: Api) -> None:
+        self.options, self.api, self.reviews = options, api, reviews
+        self.store, self.queue, self.metrics = Store(), Queue(), Metrics()
+        self.desk = Desk(self.store)
+        self.health = Health(self.queue.oldest_seconds)
+        self.leader = Leader(
+            api, options.own_namespace, options.lease_name, options.identity, duration=options.lease_seconds
+        )
+        self.cluster = KubernetesCluster(api, options.namespaces, self.leader, options.identity)
+        self.coordinator = Coordinator(
+            self.store,
+            Reviewer(reviews),
+            observe=lambda job: self.controller.observed(job),
+            mark=self.queue.add,
+            refresh=lambda key: self.controller.refresh(key),
+            leading=lambda: self.leader.leading,
+        )
+        self.controller: Controller
+        self._tls = certificates.server_context()
+        self.metrics.registry.register(JobCollector(self.store))
+        for one in (api, reviews):
+            one.observe = self.metrics.api_request
+
+    async def run(self) -> None:
+        """Until a signal comes or a part fails; raises what made it fail."""
+        images = await self._install_certificate()
+        limits = Limits(progress_seconds=self.options.progress_seconds, gang_seconds=self.options.gang_seconds)
+        self.controller = Controller(
+            self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written
+        )
+        options = self.options
+        status, metrics_port = await serve(
+            application(self.health, self.metrics, self._gauges), "0.0.0.0", options.metrics_port, None
+        )
+        agents, port = await serve(
+            self.coordinator.application(), options.coordinator_host, options.coordinator_port, self._tls
+        )
+        self.health.serving = True
+        log.info("serving", extra={"coordinator": port, "metrics": metrics_port, "agents_use": images.coordinator})
+        watches = asyncio.ensure_future(self._watch())
+        parts = [watches, *(asyncio.ensure_future(part) for part in (self._lead(), self._renew_certificate()))]
+        try:
+            # kopf ends by itself, and well, on SIGTERM and SIGINT; any other end is a failure.
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            await self._stop(parts, [agents, status])
+
+    async def _stop(self, parts: list[asyncio.Future[Any]], runners: list[web.AppRunner]) -> None:
+        self.health.serving = False
+        self.coordinator.close()
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.leader.release(), 5.0)
+        for runner in runners:
+            await runner.cleanup()
+        log.info("stopped")
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        options = self.options
+        registry = handlers.registry(
+            self.store, self.health, self._mark, nodes=options.watch_nodes, kubeconfig=options.kubeconfig
+        )
+        await kopf.operator(
+            registry=registry,
+            settings=handlers.settings(),
+            clusterwide=not options.namespaces,
+            namespaces=options.namespaces,
+            standalone=True,
+        )
+
+    async def _lead(self) -> None:
+        """Waits for the lease with a warm view, then works until the lease is lost."""
+        await self._resync()
+        self.health.synced = True
+        await self.leader.acquire()
+        await self._resync()
+        for key in self.store.jobs:
+            self.queue.add(key)
+        await self._beside(
+            self.leader.keep(),
+            self._keep_in_step(),
+            self._count_others(),
+            self.controller.keep_admitting(),
+            *(self.controller.work(self.metrics.reconciled) for _ in range(self.options.workers)),
+        )
+
+    @staticmethod
+    async def _beside(*parts: Coroutine[Any, Any, None]) -> None:
+        """Runs all; the first to end or fail ends the others."""
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_in_step(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.resync_seconds)
+            try:
+                await self._resync()
+            except ApiError as error:
+                log.warning("resync: %s", error)
+
+    async def _resync(self) -> None:
+        if self.options.watch_nodes:
+            nodes, _ = await self.cluster.list_nodes()
+            changed = self.store.replace_nodes(nodes, self.controller.clock())
+            self.health.listed("nodes", int(changed))
+            await self._learn_priorities()
+            self.desk.foreign = foreign_taken(await self.cluster.list_foreign_pods())
+        jobs, pods = await self.controller.resync()
+        self.health.listed("trainingjobs", jobs)
+        self.health.listed("pods", pods)
+
+    async def _count_others(self) -> None:
+        """Room that pods of others take matters only while a job waits for room."""
+        while self.options.watch_nodes:
+            await asyncio.sleep(FOREIGN_SECONDS)
+            try:
+                await self._learn_priorities()
+                if self.desk.anyone_waits():
+                    self.desk.foreign = foreign_taken(await self.cluster.list_foreign_pods())
+                    self.store.capacity_version += 1
+            except ApiError as error:
+                log.warning("pods of others: %s", error)
+
+    async def _learn_priorities(self) -> None:
+        for name in self.desk.priority_names():
+            value = await self.cluster.priority_of(name)
+            if value is None:
+                self.desk.priorities.pop(name, None)
+            elif self.desk.priorities.get(name) != value:
+                self.desk.priorities[name] = value
+                self.store.capacity_version += 1
+
+    async def _renew_certificate(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_CERTIFICATE_SECONDS)
+            try:
+                self.controller.images = await self._install_certificate()
+            except ApiError as error:
+                log.warning("certificate not renewed: %s", error)
+
+    async def _install_certificate(self) -> Images:
+        options, now = self.options, datetime.datetime.now(datetime.UTC)
+        found = await certificates.authorities(self.api, options.own_namespace, options.ca_secret, now)
+        host = urlsplit(options.coordinator_url).hostname or ""
+        name = f"{COORDINATOR_SERVICE}.{options.own_namespace}.svc"
+        hosts = dict.fromkeys(filter(None, (host, name, f"{name}.cluster.local", "localhost", "127.0.0.1")))
+        certificates.load_into(
+            self._tls, *certificates.make_serving(certificates.signing(found, now), list(hosts), now)
+        )
+        return Images(
+            trainer=options.trainer_image,
+            agent=options.agent_image,
+            coordinator=options.coordinator_url,
+            coordinator_ca=certificates.bundle(found),
+            pull_policy=options.image_pull_policy,
+        )
+
+    # --- wiring -----------------------------------------------------------------------------------------------------
+
+    def _mark(self, key: Key) -> None:
+        self.queue.add(key)
+        self.coordinator.touch(key)
+
+    def _written(self, before: Job, after: Job) -> None:
+        self.coordinator.touch(after.key)
+        self.metrics.status_written(before, after)
+
+    def _gauges(self) -> None:
+        self.metrics.queue_depth.set(len(self.queue))
+        self.metrics.queue_age.set(self.queue.oldest_seconds())
+        self.metrics.leader.set(float(self.leader.leading))
+        self.metrics.polling.set(self.coordinator.polling)
+        for code, count in self.coordinator.counts.items():
+            self.metrics.reports.labels(str(code)).set(count)
+        for resource, age in self.health.ages().items():
+            self.metrics.event_age.labels(resource).set(age)
