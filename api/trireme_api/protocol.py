@@ -7,15 +7,15 @@ neighbouring versions understand each other.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
-import sys
-import typing
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, Dict, List, Optional, Type, TypeVar
+from typing import Dict, List, Optional
+
+from trireme_api.wire import Message
+from trireme_api.wire import ProtocolError as ProtocolError
+from trireme_api.wire import clean_text as clean_text
 
 PROTOCOL_VERSION = 1
 TOKEN_AUDIENCE = "trireme"
@@ -27,8 +27,6 @@ MASTER_PORT_SPAN = 1000
 PVC_ROOT = "/mnt/pvc"
 """Where the operator mounts the claims a job names; `pvc://claim/dir` is `/mnt/pvc/claim/dir` in the pod."""
 REPORT_PATH = "/v1/namespaces/{namespace}/trainingjobs/{name}/pods/{pod}/report"
-MAX_MESSAGE_CHARS = 2048
-"""Free text from a pod (messages, tracebacks) is cut to this before it enters status or a log."""
 
 
 class Env:
@@ -53,7 +51,7 @@ class Env:
     """When this file exists, ranks agree on a step, save, and exit 75 (same meaning as SIGTERM)."""
     JOB = "TRIREME_JOB"
     JOB_UID = "TRIREME_JOB_UID"
-    """Owner of the checkpoint directory: within one owner only the newest attempt may commit. Left out: the job's name."""
+    """Owner of the checkpoint directory: only the newest attempt of one owner may commit. Left out: the job's name."""
     NAMESPACE = "TRIREME_NAMESPACE"
     POD = "TRIREME_POD"
     POD_UID = "TRIREME_POD_UID"
@@ -167,99 +165,6 @@ class Action(str, Enum):
 def master_port(attempt: int) -> int:
     """The rendezvous port changes with the attempt, so that a late rank of an old one finds nobody."""
     return MASTER_PORT_BASE + attempt % MASTER_PORT_SPAN
-
-
-T = TypeVar("T", bound="Message")
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.title() for part in rest)
-
-
-class ProtocolError(ValueError):
-    """A message that does not have the agreed form; the text names the field."""
-
-
-@dataclass
-class Message:
-    """A dataclass that knows its JSON form (camelCase keys, None left out)."""
-
-    def to_json(self) -> Dict[str, Any]:
-        out: Dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value is None:
-                continue
-            out[_camel(f.name)] = _plain(value)
-        return out
-
-    @classmethod
-    def from_json(cls: Type[T], data: Any) -> T:
-        """Builds the message, ignoring unknown keys. Raises ProtocolError naming the field that does not fit."""
-        if not isinstance(data, dict):
-            raise ProtocolError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
-        values: Dict[str, Any] = {}
-        for f in dataclasses.fields(cls):
-            key = _camel(f.name)
-            if key in data and data[key] is not None:
-                values[f.name] = _typed(hints[f.name], data[key], f"{cls.__name__}.{key}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ProtocolError(f"{cls.__name__}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Message):
-        return value.to_json()
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union:
-        return _typed(next(a for a in args if a is not type(None)), value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}")
-        return [_typed(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: expected an object, got {type(value).__name__}")
-        return {str(key): _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Message):
-        return hint.from_json(value)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        try:
-            return hint(value)
-        except ValueError:
-            raise ProtocolError(f"{where}: {value!r} is not one of {[m.value for m in hint]}") from None
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return clean_text(value)
-    if hint is bool and isinstance(value, bool):
-        return value
-    raise ProtocolError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def clean_text(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
-    """Text from a pod made safe for logs and status: no control characters but newline and tab; the end is kept."""
-    text = _CONTROL.sub("?", text)
-    return text if len(text) <= limit else "…" + text[-(limit - 1):]
 
 
 # --- up: what the agent reports -------------------------------------------------------------------------------------
