@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from trireme_api.families import check_recipe
 from trireme_api.protocol import ExitCode
@@ -55,7 +56,8 @@ def _end(pulse: Pulse, end: TrainingEnd, trace: str | None = None) -> int:
     return end.code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Ends this process with the exit code that tells what happened."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -63,3 +65,7 @@ if __name__ == "__main__":
         sys.exit(0)
     # Threads that wait for a peer that is gone (gloo, a checkpoint in flight) would keep the interpreter from ending.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

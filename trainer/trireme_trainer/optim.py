@@ -47,7 +47,7 @@ class Optimizer:
         return norm
 
     def step(self, learning_rate: float, skip: Tensor) -> None:
-        """One AdamW step, and gradients dropped. Where `skip` ([], float32) is 1.0 nothing changes, not even the count."""
+        """One AdamW step, and gradients dropped. Where `skip` ([], float32) is 1.0 nothing changes."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         # The fused kernel's own way to leave weights, moments and step count alone without asking the host.

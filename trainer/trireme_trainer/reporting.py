@@ -44,7 +44,7 @@ class Reporter:
         data_wait: float,
         skipped: bool,
     ) -> None:
-        """`step`: optimiser steps done; `valid`: tokens that counted, of all ranks; `data_wait`: seconds on this one."""
+        """`step`: optimiser steps done; `valid`: tokens that counted, all ranks; `data_wait`: seconds on this one."""
         seconds = self.meter.step_done(valid, data_wait)
         figures = self.meter.figures()
         progress = Progress(
@@ -103,8 +103,8 @@ class Reporter:
         speed = f"{rate:,.0f} tok/s, {figures.model_tflops:.4g} TFLOP/s, MFU {mfu}" if rate else f"{seconds:.2f} s"
         log.info(
             "step %d/%d: loss %s, gradient norm %s, lr %.3g, %s",
-            progress.step, progress.total_steps, _text(progress.loss), _text(progress.grad_norm), progress.learning_rate,
-            speed,
+            progress.step, progress.total_steps, _text(progress.loss), _text(progress.grad_norm),
+            progress.learning_rate, speed,
         )
 
 

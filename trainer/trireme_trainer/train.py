@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo  # optimisers and FSDP import it at their first call: then it would cost the rendezvous, not the import
 from torch import Tensor
 from trireme_api.families import ModelConfig, check_recipe
 from trireme_api.protocol import ExitCode
