@@ -114,22 +114,40 @@ class Cluster:
         state.save(self.paths.record)
 
     def _start(self, programs: Binaries, state: State) -> None:
-        """Start every process that does not run, in order, and wait until the cluster is ready."""
+        """Start every process that does not run and wait until the cluster is ready.
+
+        The nodes start while the API server does: a kubelet waits 5 s for a Docker that is not there before it looks.
+        """
         commands = self._control_commands(programs, state)
-        with step("etcd and kube-apiserver"):
-            for name in (control_plane.ETCD, control_plane.API_SERVER, FORWARDER):
-                self._start_control(state, name, commands[name])
-            self._wait_api(state)
-        for name in (control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER):
+        for name in (control_plane.ETCD, control_plane.API_SERVER, FORWARDER):
             self._start_control(state, name, commands[name])
         version = programs.version()
-        for number in state.nodes:
-            with step(f"node {number}: containerd, kubelet, kube-proxy"):
+        with step(f"containerd, kubelet and kube-proxy on {len(state.nodes)} nodes"):
+            for number in state.nodes:
                 node = Node(self.paths, state, programs, number)
                 node.prepare()
                 node.start(version)
+        with step("etcd and kube-apiserver"):
+            self._wait_api(state)
+        for name in (control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER):
+            self._start_control(state, name, commands[name])
         with step("nodes ready"):
+            for number in state.nodes:
+                self._assign_pod_subnet(state, number)
             self._wait_ready(state)
+
+    def _assign_pod_subnet(self, state: State, number: int) -> None:
+        """A kubelet that sees its node's pod subnet reports ready at once, else only with its next regular report.
+
+        Nodes cannot be made beforehand with it: a kubelet of 1.20 crashes on a node that has no capacity yet.
+        """
+        api, path = Api(self.paths.kubeconfig), f"/api/v1/nodes/{state.plan.node_name(number)}"
+        wait(lambda: state.plan.node_name(number) in api.nodes(), f"registration of node {number}", 60,
+             failed=lambda: first_ended(state, list(state.processes)))
+        subnet = state.plan.pod_subnet(number)
+        if not api.request("GET", path)["spec"].get("podCIDR"):
+            spec = {"podCIDR": subnet, "podCIDRs": [subnet]}
+            api.request("PATCH", path, {"spec": spec}, content="application/strategic-merge-patch+json")
 
     def _control_commands(self, programs: Binaries, state: State) -> Dict[str, List[str]]:
         plan, pki = state.plan, self.paths.pki

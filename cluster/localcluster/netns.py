@@ -55,7 +55,8 @@ def create_node(plan: Plan, number: int) -> None:
     _ip(control, f"link set {plan.veth(number)} up")
     _ip(space, f"address add {plan.node_address(number)}/{plan.prefix_length} dev eth0")
     _ip(space, "link set eth0 up")
-    inside(space, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
+    # Without the rate limit every attempt to leave the machine fails at once instead of hanging.
+    inside(space, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit"])
 
 
 def connect(plan: Plan, nodes: Sequence[int]) -> None:

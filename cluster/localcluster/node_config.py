@@ -116,6 +116,9 @@ def kubelet_command(binaries: Binaries, plan: Plan, number: int, pki: Path, fold
         f"--hostname-override={plan.node_name(number)}", f"--node-ip={plan.node_address(number)}",
         f"--container-runtime-endpoint=unix://{CONTAINERD_SOCKET}",
     ]
+    # Else the kubelet would look into a Docker that is the user's.
+    if version < (1, 24):
+        argv.append("--docker=unix:///run/containerd/no-docker-here.sock")
     # Gone in 1.27, when no other value was left.
     if version < (1, 27):
         argv.append("--container-runtime=remote")
