@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -115,10 +116,10 @@ class Attempt:
         return reports
 
     def phase_times(self) -> PhaseTime:
-        told = self.heartbeats.phases()
-        return PhaseTime(
-            assigned=self.phases.assigned, stopped=self.phases.stopped, started=self.phases.started,
-            rendezvous=told.rendezvous, loaded=told.loaded, first_step=told.first_step,
+        """The ranks' phases, with assigned, stopped and started as this agent saw them."""
+        mine = self.phases
+        return dataclasses.replace(
+            self.heartbeats.phases(), assigned=mine.assigned, stopped=mine.stopped, started=mine.started
         )
 
     def remove(self) -> None:

@@ -147,7 +147,7 @@ class Machine:
         if self.stopping is Stopping.REPLACED:
             self._stop(Stopping.STOPPED)
             return []
-        self._stop(Stopping.SAVING, now + (self.held.grace_seconds if self.held else 0.0))
+        self._stop(Stopping.SAVING, now + (_time_to_save(self.held.grace_seconds) if self.held else 0.0))
         return [AskToStop()]
 
     def terminate_now(self) -> List[Command]:
@@ -161,6 +161,8 @@ class Machine:
         return [Kill(fast=True)]
 
     def ended(self, ends: Sequence[Ended], now: float) -> List[Command]:
+        if not ends:
+            return []
         own_doing = not self._killed and self.stopping not in (Stopping.REPLACED, Stopping.STOPPED)
         for end in ends:
             self.live.discard(end.local_rank)
@@ -168,14 +170,14 @@ class Machine:
             asked = self.stopping is Stopping.SAVING and end.code in (-15, TERMINATED)
             if own_doing and end.failure is not None and not asked:
                 self.root = prefer(self.root, end.failure)
-        if not self.live and ends:
+        if not self.live:
             return self._all_ended(now)
         if own_doing and self.root is not None and self.stopping is not Stopping.FAILED:
             self._stop(Stopping.FAILED, now + (SETTLE_HANG if self.root.exit == ExitCode.HANG else SETTLE))
         elif self.stopping is None and ExitCode.SAVED_AND_STOPPED in self.codes.values():
             # One rank saved and stopped unasked by us (told through its peers): the others are about to.
             assert self.held is not None
-            self._stop(Stopping.SAVING, now + self.held.grace_seconds)
+            self._stop(Stopping.SAVING, now + _time_to_save(self.held.grace_seconds))
         return []
 
     def _all_ended(self, now: float) -> List[Command]:
@@ -196,7 +198,8 @@ class Machine:
                 assert self.held is not None
                 first = self.held.node_rank * self.held.procs_per_node
                 who = ", ".join(str(first + local_rank) for local_rank in sorted(self.live))
-                message = f"rank {who} did not save and stop within {self.held.grace_seconds:g} s and was killed"
+                limit = _time_to_save(self.held.grace_seconds)
+                message = f"rank {who} did not save and stop within {limit:g} s and was killed"
                 self.root = prefer(self.root, Failure(Cause.UNKNOWN, message, rank=first + min(self.live), exit=-9))
             return [Kill(fast=True)]
         waited = now - self._failed_at if self._failed_at is not None else 0.0
@@ -225,6 +228,11 @@ class Machine:
         if others:
             return TERMINATED if set(others) <= {137, TERMINATED} else others[0]
         return int(max(codes, default=0))
+
+
+def _time_to_save(grace: float) -> float:
+    """A tenth of the grace, at most 5 s, is the agent's: to kill, to tell, and to write its last words."""
+    return grace - min(5.0, grace / 10)
 
 
 def _order(assignment: Assignment) -> Tuple[int, int]:
