@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,7 +86,7 @@ class Operator:
         finally:
             await self._stop(parts, [agents, status])
 
-    async def _stop(self, parts: list[asyncio.Future[Any]], runners: list[web.AppRunner]) -> None:
+    async def _stop(self, parts: Sequence[asyncio.Future[None]], runners: list[web.AppRunner]) -> None:
         self.health.serving = False
         self.coordinator.close()
         for part in parts:

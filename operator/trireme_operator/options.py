@@ -13,6 +13,7 @@ from trireme_api.protocol import COORDINATOR_PORT
 
 DEFAULT_NAMESPACE = "trireme-system"
 COORDINATOR_SERVICE = "trireme-coordinator"
+PULL_POLICIES = ("", "Always", "IfNotPresent", "Never")
 
 
 class BadOptions(ValueError):
@@ -68,11 +69,13 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         "--coordinator-port", "TRIREME_COORDINATOR_PORT_NUMBER", str(COORDINATOR_PORT), "port to listen on for agents"
     )
     option("--coordinator-url", "TRIREME_COORDINATOR_URL", "", "URL that agents use; left out: the Service's address")
-    option("--metrics-port", "TRIREME_METRICS_PORT", "8080", "port of /metrics, /healthz and /readyz")
+    option("--metrics-port", "TRIREME_OPERATOR_METRICS_PORT", "8080", "port of /metrics, /healthz and /readyz")
     parser.add_argument(
-        "--watch-nodes", action=argparse.BooleanOptionalAction, default=environ.get("TRIREME_WATCH_NODES", "true") != "false",
+        "--watch-nodes",
+        action=argparse.BooleanOptionalAction,
+        default=environ.get("TRIREME_WATCH_NODES", "true") != "false",
         help="read nodes for gang admission and node loss (needs the ClusterRole trireme-operator-nodes)",
-    )  # fmt: skip
+    )
     option("--workers", "TRIREME_WORKERS", "16", "jobs looked at concurrently")
     option("--qps", "TRIREME_API_QPS", "100", "requests per second to the API server, twice that in bursts")
     option("--lease-name", "TRIREME_LEASE", "trireme-operator", "name of the leader lease")
@@ -92,10 +95,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         identity=given.identity or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
         trainer_image=given.trainer_image,
         agent_image=given.agent_image,
-        image_pull_policy=_one_of(
-            "--image-pull-policy", given.image_pull_policy, ("", "Always", "IfNotPresent", "Never")
-        )
-        or None,
+        image_pull_policy=_one_of("--image-pull-policy", given.image_pull_policy, PULL_POLICIES) or None,
         coordinator_host=given.coordinator_host,
         coordinator_port=port,
         coordinator_url=given.coordinator_url or _service_url(environ, given.own_namespace, port),
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
 
 
 def _service_url(environ: Mapping[str, str], namespace: str, port: int) -> str:
-    """The coordinator Service's cluster IP, so that pods need no DNS: from the environment the kubelet gives, else by name."""
+    """The coordinator Service's cluster IP, so that pods need no DNS: from the kubelet's environment, else by name."""
     host = environ.get("TRIREME_COORDINATOR_SERVICE_HOST", "")
     number = environ.get("TRIREME_COORDINATOR_SERVICE_PORT", str(port))
     if not host:
@@ -124,8 +124,8 @@ def _service_url(environ: Mapping[str, str], namespace: str, port: int) -> str:
             host = socket.gethostbyname(name)
         except OSError:
             raise BadOptions(
-                f"--coordinator-url: not given, and there is no Service {COORDINATOR_SERVICE} to be found in the environment or "
-                f"as {name}; apply it before the operator, or give the URL"
+                f"--coordinator-url: not given, and there is no Service {COORDINATOR_SERVICE} in the environment or as "
+                f"{name}; apply it before the operator, or give the URL"
             ) from None
     return f"https://[{host}]:{number}" if ":" in host else f"https://{host}:{number}"
 
