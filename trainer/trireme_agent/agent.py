@@ -18,7 +18,7 @@ from trireme_agent.attempt import Attempt
 from trireme_agent.energy import Accountant
 from trireme_agent.link import Link
 from trireme_agent.logs import Stream
-from trireme_agent.machine import AskToStop, Command, Ended, Kill, Leave, Machine, Start, Stopping
+from trireme_agent.machine import AskToStop, Command, Ended, Kill, Leave, Machine, Start
 from trireme_agent.metrics import MetricsServer, render
 from trireme_agent.settings import Settings
 from trireme_agent.supervisor import Supervisor
@@ -135,7 +135,7 @@ class Agent:
         if not self._supervisor.live:
             self._attempt.phases.stopped = time.time()
         for end in ended:
-            if end.failure is not None and self._machine.stopping in (None, Stopping.SAVING, Stopping.FAILED):
+            if end.failure is not None and self._machine.own_doing:
                 self._stream.say(end.failure.message)
         return ended
 

@@ -84,6 +84,11 @@ class Machine:
     def attempt(self) -> int:
         return self.held.attempt if self.held else 0
 
+    @property
+    def own_doing(self) -> bool:
+        """Whether a rank that ends now does so by itself, not because this agent ended it."""
+        return not self._killed and self.stopping not in (Stopping.REPLACED, Stopping.STOPPED)
+
     def assigned(self, assignment: Assignment, now: float) -> List[Command]:
         """A newer attempt replaces what runs; within an attempt only later actions count; anything older is stale."""
         newest = self._pending or self.held
@@ -163,7 +168,7 @@ class Machine:
     def ended(self, ends: Sequence[Ended], now: float) -> List[Command]:
         if not ends:
             return []
-        own_doing = not self._killed and self.stopping not in (Stopping.REPLACED, Stopping.STOPPED)
+        own_doing = self.own_doing
         for end in ends:
             self.live.discard(end.local_rank)
             self.codes[end.local_rank] = end.code
