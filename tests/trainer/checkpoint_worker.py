@@ -66,7 +66,7 @@ def digest(state: dict[str, Any]) -> str:
 
 
 def build(case: dict[str, Any], world: int) -> dict[str, Any]:
-    """Nested state of a small model under FSDP2 (`mesh`: fsdp | hsdp | plain) with moments of every parameter, all zero."""
+    """Nested state of a small model under FSDP2 (`mesh`: fsdp | hsdp | plain), moments included, all zero."""
     import torch
     from torch import nn
     from torch.distributed.device_mesh import init_device_mesh
@@ -126,7 +126,7 @@ def expected(step: int) -> str:
 
 
 def run(case: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """mode save: saves `steps` one after the other. mode load: loads, and tells what it got. Errors come back as text."""
+    """mode save: saves `steps` one by one. mode load: loads first, and tells what it got. Errors come back as text."""
     from trireme_trainer.checkpoint import Checkpointer, CheckpointError, CheckpointStore
 
     if case["uri"].startswith("bucket:"):
@@ -146,7 +146,12 @@ def run(case: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
         if case["mode"] == "load":
             loaded = checkpointer.load(state)
             if loaded is not None:
-                outcome |= {"step": loaded.step, "meta": loaded.meta, "skipped": loaded.skipped, "digest": digest(state)}
+                outcome |= {
+                    "step": loaded.step,
+                    "meta": loaded.meta,
+                    "skipped": loaded.skipped,
+                    "digest": digest(state),
+                }
                 outcome["world"] = loaded.manifest.world_size
         for step in case.get("steps", []):
             if kill and step == kill["step"]:
@@ -264,6 +269,7 @@ def _fork(body: Callable[[], None]) -> int:
 
 def _main() -> None:
     import torch
+    import torch._dynamo  # fully_shard would import it in every child
     import torch.distributed.checkpoint
     import torch.distributed.fsdp
     import torch.distributed.tensor
@@ -276,7 +282,7 @@ def _main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             files = [Path(scratch) / f"rank-{rank}" for rank in range(world)]
             pids = [
-                _fork(lambda r=rank: _rank(case, r, world, f"{scratch}/rendezvous", files[r]))  # type: ignore[misc]
+                _fork(functools.partial(_rank, case, rank, world, f"{scratch}/rendezvous", files[rank]))
                 for rank in range(world)
             ]
             ended = [os.waitpid(pid, 0)[1] for pid in pids]

@@ -1,4 +1,4 @@
-"""`kill -9` at every stage of a save: what was committed before is loaded, or the new one if it was committed, never less."""
+"""`kill -9` at every stage of a save: what is loaded next is the newest committed, never less and never a part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from checkpoint_worker import expected, register_bucket, run_cases
-
 from trireme_trainer.checkpoint import CheckpointStore
 from trireme_trainer.checkpoint.checkpointer import STAGES
 
@@ -30,7 +29,9 @@ def killed(root: Path, world: int, rank: int, stage: str, scheme: str = "") -> l
     ]
 
 
-def check(stage: str, uri: str, world: int, rank: int, saved: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> None:
+def check(
+    stage: str, uri: str, world: int, rank: int, saved: list[dict[str, Any]], resumed: list[dict[str, Any]]
+) -> None:
     assert saved[rank]["signal"] == SIGKILL, f"{stage}: the hook did not fire: {saved}"
     survivor = 2 if STAGES.index(stage) >= COMMITTED_FROM else 1
     if stage == "gathered" and rank != 0:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Generator
 from typing import IO, Any, cast
 
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
@@ -23,11 +24,11 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from trireme_trainer.checkpoint.errors import DamagedCheckpoint, IncompatibleCheckpoint
+from trireme_trainer.checkpoint.errors import CheckpointError, DamagedCheckpoint, IncompatibleCheckpoint, SaveFailed
 from trireme_trainer.checkpoint.files import Files
 from trireme_trainer.checkpoint.layout import METADATA
 from trireme_trainer.checkpoint.manifest import FileEntry
-from trireme_trainer.checkpoint.ranks import Ranks
+from trireme_trainer.checkpoint.ranks import Ranks, describe
 from trireme_trainer.checkpoint.staging import Staged, StagedPlanner
 
 # A single process without torch.distributed is a normal case here, not a mistake to warn about at each save.
@@ -47,7 +48,10 @@ def write(
     disk = _HashedFiles(files, directory, on_stage)
     writer = _Writer(disk, directory)
     planner = StagedPlanner(staged)
-    save({}, storage_writer=writer, planner=planner, process_group=ranks.group, no_dist=ranks.group is None)
+    try:
+        save({}, storage_writer=writer, planner=planner, process_group=ranks.group, no_dist=ranks.group is None)
+    except CheckpointException as error:
+        raise SaveFailed(describe(error)) from None
     return disk.written
 
 
@@ -95,7 +99,11 @@ def check_compatible(tensors: dict[str, Tensor], metadata: Metadata, *, strict: 
 def read(files: Files, directory: str, tensors: dict[str, Tensor], metadata: Metadata, ranks: Ranks) -> None:
     """Fills `tensors` (DTensors: each rank its own part) in place, whatever world size wrote them. Collective."""
     reader = _Reader(_HashedFiles(files, directory), directory, metadata)
-    load(tensors, storage_reader=reader, planner=_Planner(), process_group=ranks.group, no_dist=ranks.group is None)
+    try:
+        load(tensors, storage_reader=reader, planner=_Planner(), process_group=ranks.group, no_dist=ranks.group is None)
+    except CheckpointException as error:  # not an Exception, and the same on every rank
+        damaged = any(isinstance(wrapped[0], DamagedCheckpoint) for wrapped in error.failures.values())
+        raise (DamagedCheckpoint if damaged else CheckpointError)(describe(error)) from None
 
 
 class _HashingStream(io.RawIOBase):
@@ -107,17 +115,23 @@ class _HashingStream(io.RawIOBase):
         self._digest = hashlib.sha256()
         self._size = 0
         self._on_stage = on_stage
+        self.error: OSError | None = None
+        """The first one. torch's zip writer stumbles over it and reports its own confusion instead."""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._inner.write(view)
+        try:
+            self._inner.write(view)
+            if self._size == 0 and len(view):
+                self._inner.flush()
+                self._on_stage("writing")
+        except OSError as error:
+            self.error = self.error or error
+            raise
         self._digest.update(view)
-        if self._size == 0 and len(view):
-            self._inner.flush()
-            self._on_stage("writing")
         self._size += len(view)
         return len(view)
 
@@ -148,7 +162,10 @@ class _HashedFiles(FileSystemBase):
         name = name.removesuffix(".tmp")
         with self._files.create(self._directory, name) as inner:
             hashing = _HashingStream(inner, self._on_stage)
-            yield hashing
+            try:
+                yield hashing
+            except Exception as error:
+                raise hashing.error or error from None
         self.written.append(hashing.entry(name))
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
