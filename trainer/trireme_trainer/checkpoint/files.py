@@ -26,6 +26,7 @@ class Files(Protocol):
     root: str
 
     def path(self, directory: str) -> str: ...
+    def exists(self) -> bool: ...
     def directories(self) -> list[str]: ...
     def make(self, directory: str) -> None: ...
     def remove(self, directory: str) -> None: ...
@@ -54,6 +55,9 @@ class PosixFiles:
 
     def path(self, directory: str) -> str:
         return os.path.join(self.root, directory) if directory else self.root
+
+    def exists(self) -> bool:
+        return os.path.isdir(self.root)
 
     def directories(self) -> list[str]:
         try:
@@ -174,6 +178,9 @@ class ObjectFiles:
 
     def path(self, directory: str) -> str:
         return f"{self.root}/{directory}" if directory else self.root
+
+    def exists(self) -> bool:
+        return bool(self._fs.exists(self._base))
 
     def directories(self) -> list[str]:
         self._fs.invalidate_cache()

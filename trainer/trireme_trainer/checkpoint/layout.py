@@ -19,8 +19,8 @@ BAD = "BAD.json"
 FENCE = "fence.json"
 METADATA = ".metadata"
 
-_NAME = re.compile(r"^step-(\d{8,12})(?:\.attempt-(\d{1,9}))?(?:\.(tmp|bad|trash))?$")
-_FILE = re.compile(r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,127}$")
+_NAME = re.compile(r"step-(\d{8,12})(?:\.attempt-(\d{1,9}))?(?:\.(tmp|bad|trash))?")
+_FILE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,127}")
 
 
 class Kind(Enum):
@@ -43,7 +43,7 @@ class Name:
 
 def parse(directory: str) -> Name | None:
     """None for a directory that is not ours: those are never touched."""
-    match = _NAME.match(directory)
+    match = _NAME.fullmatch(directory)
     if match is None:
         return None
     step, attempt, kind = match.groups()
@@ -52,4 +52,4 @@ def parse(directory: str) -> Name | None:
 
 def is_file_name(name: str) -> bool:
     """Whether a manifest may name this file: a plain name, so that no path leads out of the checkpoint."""
-    return _FILE.match(name) is not None and name not in (".", "..")
+    return _FILE.fullmatch(name) is not None and name not in (".", "..")

@@ -50,6 +50,10 @@ class CheckpointStore:
 
     # --- looking ---
 
+    def exists(self) -> bool:
+        """Whether anything was ever written here."""
+        return self.files.exists()
+
     def candidates(self) -> list[Candidate]:
         """Newest first. Raises CheckpointError when the root cannot be listed."""
         try:
