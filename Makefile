@@ -58,7 +58,7 @@ bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever de
 
 .PHONY: docs
 docs: venv ## regenerate what is generated: the CRD and the API reference
-	@$(PY) -m trireme_api.crd && $(PY) manifests/strip_cel.py
+	@$(PY) -m trireme_api.crd
 
 .PHONY: clean
 clean: ## remove the environment, caches and build results (the local cluster: make cluster-down)
