@@ -111,7 +111,7 @@ def _about(schema: Schema) -> Schema:
     if schema.get("description"):
         found["description"] = schema["description"]
     default = _without_none(schema.get("default"))
-    if default is not None:
+    if default not in (None, ""):  # Kubernetes 1.20 reads a default of "" as null and refuses the CRD
         found["default"] = default
     return found
 
@@ -186,6 +186,7 @@ def crd() -> Schema:
     status.pop("default", None)
     _undefault(status)
     conditions = status["properties"]["conditions"]
+    conditions["items"]["required"] = ["type", "status"]
     conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"] = "map", ["type"]
     root = {
         "type": "object",

@@ -157,6 +157,13 @@ def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Wa
             room.place(job.demand, plan)
             found[job.key] = Verdict(True, "Fits", f"{job.count} pods fit")
             continue
+        if not could_use:
+            found[job.key] = Verdict(
+                False,
+                "NoNodeReady",
+                f"no node that may take pods of {describe(job.demand)} is ready and schedulable now",
+            )
+            continue
         ahead = next((held[name] for name in could_use if name in held), None)
         if ahead is not None:
             message = f"waits behind {'/'.join(ahead)}, which has precedence on the same nodes"

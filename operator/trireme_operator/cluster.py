@@ -62,7 +62,14 @@ class KubernetesCluster:
             raise
 
     async def list_jobs(self) -> tuple[list[Json], str]:
-        return await self._list(f"/apis/{GROUP}/{VERSION}", PLURAL)
+        try:
+            return await self._list(f"/apis/{GROUP}/{VERSION}", PLURAL)
+        except ApiError as error:
+            if error.not_found:
+                raise ApiError(
+                    404, f"there is no CRD {PLURAL}.{GROUP} ({VERSION}); apply manifests/crd first"
+                ) from None
+            raise
 
     async def list_pods(self, key: Key | None = None) -> tuple[list[Json], str]:
         """Trireme's pods, or those of one job."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from trireme_api.job import TERMINAL, TrainingJobStatus
 from trireme_api.layout import claim_fields
 
-from trireme_operator.actions import CreatePod, Decision, DeleteJob, DeletePod
+from trireme_operator.actions import CreatePod, Decision, DeleteJob, DeletePod, Note
 from trireme_operator.api import ApiError, Json
 from trireme_operator.cluster import Cluster, NameTaken, NotLeader
 from trireme_operator.desk import Desk
@@ -164,7 +164,7 @@ class Controller:
         )
 
     async def _write(self, job: Job, status: TrainingJobStatus) -> Job:
-        plain: Json = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        plain = plain_status(status)
         admits = status.phase in HOLDING and job.status.phase not in HOLDING
         if admits:
             self.desk.grant(job)
@@ -207,6 +207,7 @@ class Controller:
                 self.store.put_pod(result)
         if trouble:
             self._errors[job.key] = trouble
+            await self.cluster.note(job, [Note("CreateFailed", trouble, warning=True)])
             self.queue.retry(job.key)
         else:
             self._errors.pop(job.key, None)
@@ -261,3 +262,18 @@ class Controller:
 def _moves(decision: Decision) -> bool:
     """Whether it creates, deletes, or writes what creations and deletions will follow from."""
     return bool(decision.actions) or (decision.status is not None and decision.requeue_after == 0.0)
+
+
+def plain_status(status: TrainingJobStatus) -> Json:
+    """The status as it is written: what is not known and what is empty is left out."""
+
+    def clean(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: clean(item) for name, item in value.items() if item not in (None, "")}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    plain = clean(status.model_dump(mode="json", by_alias=True, exclude_none=True))
+    assert isinstance(plain, dict)
+    if status.admitted_spec is not None:
+        plain["admittedSpec"] = status.admitted_spec  # verbatim: in a spec an empty text may be meant
+    return plain

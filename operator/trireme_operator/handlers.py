@@ -6,6 +6,7 @@ of pods goes stale after a watch gap. What an event says goes into the store; wh
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,8 @@ def registry(
 ) -> kopf.OperatorRegistry:
     """`mark` is told of each job that something happened to."""
     found = kopf.OperatorRegistry()
+    if kubeconfig:
+        os.environ["KUBECONFIG"] = kubeconfig  # the one way to tell kopf
 
     @kopf.on.login(registry=found)
     def login(**kwargs: Any) -> Any:

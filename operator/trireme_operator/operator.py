@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import signal
 from collections.abc import Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,6 +57,7 @@ class Operator:
         )
         self.controller: Controller
         self._tls = certificates.server_context()
+        self._kopf_stop = asyncio.Event()
         self.metrics.registry.register(JobCollector(self.store))
         for one in (api, reviews):
             one.observe = self.metrics.api_request
@@ -76,17 +78,30 @@ class Operator:
         )
         self.health.serving = True
         log.info("serving", extra={"coordinator": port, "metrics": metrics_port, "agents_use": images.coordinator})
-        watches = asyncio.ensure_future(self._watch())
-        parts = [watches, *(asyncio.ensure_future(part) for part in (self._lead(), self._renew_certificate()))]
+        ready = asyncio.Event()
+        watches = asyncio.ensure_future(self._watch(ready))
+        parts = [asyncio.ensure_future(part) for part in (self._signal(ready), self._lead(), self._renew_certificate())]
         try:
-            # kopf ends by itself, and well, on SIGTERM and SIGINT; any other end is a failure.
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([watches, *parts], return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
         finally:
             await self._stop(parts, [agents, status])
+            self._kopf_stop.set()
+            await asyncio.gather(watches, return_exceptions=True)
+            log.info("stopped")
+
+    async def _signal(self, ready: asyncio.Event) -> None:
+        """Returns at SIGTERM or SIGINT. Takes the signals over from kopf, which would end our tasks in any order."""
+        await ready.wait()
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await stop.wait()
+        log.info("stopping")
 
     async def _stop(self, parts: Sequence[asyncio.Future[None]], runners: list[web.AppRunner]) -> None:
+        """Agents are sent to another replica, writing ends, then the lease is released; in this order."""
         self.health.serving = False
         self.coordinator.close()
         for part in parts:
@@ -96,11 +111,10 @@ class Operator:
             await asyncio.wait_for(self.leader.release(), 5.0)
         for runner in runners:
             await runner.cleanup()
-        log.info("stopped")
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
+    async def _watch(self, ready: asyncio.Event) -> None:
         options = self.options
         registry = handlers.registry(
             self.store, self.health, self._mark, nodes=options.watch_nodes, kubeconfig=options.kubeconfig
@@ -111,6 +125,8 @@ class Operator:
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,
             standalone=True,
+            stop_flag=self._kopf_stop,
+            ready_flag=ready,
         )
 
     async def _lead(self) -> None:

@@ -39,6 +39,8 @@ def pod_manifest(job: Job, spec: TrainingJobSpec, slot: Slot, images: Images) ->
     user = template.run_as_user or UNPRIVILEGED_USER
     pod_spec: dict[str, Any] = {
         "restartPolicy": "Never",
+        # Its only token is the one below, with our audience and no rights; another account cannot be asked for.
+        "serviceAccountName": "default",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
