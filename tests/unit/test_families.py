@@ -99,7 +99,10 @@ def test_recomputation_runs_the_blocks_a_second_time_and_not_the_head() -> None:
     plain = c.hardware_flops_per_token(2048, activation_checkpointing=False)
     again = c.hardware_flops_per_token(2048, activation_checkpointing=True)
     assert plain == c.train_flops_per_token(2048) == 3 * c.forward_flops_per_token(2048)
-    assert again - plain == c.forward_flops_per_token(2048) - 2 * 50272 * 768
+    head, last_products = 2 * 50272 * 768, 12 * 2 * 768 * 3072
+    assert again - plain == c.forward_flops_per_token(2048) - head - last_products
+    post = _opt("opt-350m")
+    assert post.recomputed_flops_per_token(2048) == post.block_flops_per_token(2048)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ _H200 = "NVIDIA H200 Tensor Core GPU data sheet"
 _A100 = "NVIDIA A100 Tensor Core GPU data sheet"
 _TERA = 1e12
 
-# Data sheets print tensor figures with sparsity from Hopper on; these are the halves. First match wins, so the
-# narrower name stands first.
+# Data sheets print tensor figures with sparsity from Hopper on; these are the halves. A name matches by
+# whole words, and the first match wins, so the narrower name stands first.
 _PEAKS: tuple[tuple[tuple[str, ...], DevicePeak], ...] = (
     (("GH200",), DevicePeak(989.4 * _TERA, 66.9 * _TERA, "NVIDIA GH200 Grace Hopper Superchip data sheet")),
     (("H200", "NVL"), DevicePeak(835.5 * _TERA, 60 * _TERA, _H200)),
@@ -40,8 +40,8 @@ _PEAKS: tuple[tuple[tuple[str, ...], DevicePeak], ...] = (
     (("A100",), DevicePeak(312.0 * _TERA, 19.5 * _TERA, _A100)),
     (("L40S",), DevicePeak(362.05 * _TERA, 91.6 * _TERA, "NVIDIA L40S data sheet")),
     (("A10G",), DevicePeak(None, 31.5 * _TERA, "AWS G5 / NVIDIA A10G: fp32 only; no dense bf16 figure is published")),
-    (("NVIDIA A10",), DevicePeak(125.0 * _TERA, 31.2 * _TERA, "NVIDIA A10 data sheet")),
-    (("NVIDIA L4",), DevicePeak(121.0 * _TERA, 30.3 * _TERA, "NVIDIA L4 data sheet")),
+    (("A10",), DevicePeak(125.0 * _TERA, 31.2 * _TERA, "NVIDIA A10 data sheet")),
+    (("L4",), DevicePeak(121.0 * _TERA, 30.3 * _TERA, "NVIDIA L4 data sheet")),
     (("V100",), DevicePeak(None, 15.7 * _TERA, "NVIDIA V100 data sheet (SXM2); no bf16 units")),
     (("T4",), DevicePeak(None, 8.1 * _TERA, "NVIDIA T4 data sheet; no bf16 units")),
     (("MI300X",), DevicePeak(1307.4 * _TERA, 163.4 * _TERA, "AMD Instinct MI300X data sheet")),
@@ -53,6 +53,6 @@ def device_peak(name: str) -> DevicePeak | None:
     """By the name the driver gives (`torch.cuda.get_device_name()`); None for a device that is not in the table."""
     words = name.replace("-", " ").split()
     for parts, peak in _PEAKS:
-        if all((part in name) if " " in part else (part in words) for part in parts):
+        if all(part in words for part in parts):
             return peak
     return None

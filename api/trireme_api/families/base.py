@@ -59,7 +59,12 @@ class ModelConfig(Spec):
 
     @abstractmethod
     def block_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        """Forward FLOPs of all blocks, per token; what activation checkpointing runs a second time."""
+        """Forward FLOPs of all blocks, per token."""
+
+    def recomputed_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
+        """What activation checkpointing runs a second time. torch stops recomputing a block when all that its backward
+        pass needs is there, so a family whose block ends with a product leaves that out."""
+        return self.block_flops_per_token(sequence_length, causal=causal)
 
     @abstractmethod
     def forward_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
@@ -80,7 +85,7 @@ class ModelConfig(Spec):
 
     def hardware_flops_per_token(self, sequence_length: int, *, activation_checkpointing: bool) -> float:
         """Training FLOPs per token including recomputed blocks: what `hfu` counts."""
-        recomputed = self.block_flops_per_token(sequence_length) if activation_checkpointing else 0.0
+        recomputed = self.recomputed_flops_per_token(sequence_length) if activation_checkpointing else 0.0
         return self.train_flops_per_token(sequence_length) + recomputed
 
 

@@ -74,6 +74,11 @@ class OptConfig(ModelConfig):
         attention = 2 * 2 * d * keys
         return float(self.layers * (projections + attention))
 
+    def recomputed_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
+        # A pre-LN block ends with fc2, whose result nobody's gradient needs; post-LN normalises it, and needs it.
+        last = 2 * self.feed_forward_width * self.width if self.pre_norm else 0
+        return self.block_flops_per_token(sequence_length, causal=causal) - self.layers * last
+
     def forward_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
         d, w = self.width, self.embedding_width
         head = 2 * self.vocabulary_size * w

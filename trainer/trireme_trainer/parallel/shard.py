@@ -7,10 +7,10 @@ of 1.0 needs a forced plain sum with it, because gloo has no pre-multiplied sum.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +27,7 @@ def shard_model(
     if recipe.activation_checkpointing:
         for block in blocks:
             # On the bound method, not by a wrapper module: parameter names, and checkpoints with them, stay.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = _recomputing(block.forward)
     if recipe.compile:
         for block in blocks:
             block.compile(backend=compile_backend, fullgraph=True)
@@ -68,6 +68,18 @@ class Accumulation:
         elif self._shard == "grad-op":
             self._model.set_requires_gradient_sync(last)
             self._model.set_reshard_after_backward(last)
+
+
+def _recomputing(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward`, its activations dropped and computed again in the backward pass. A function of ours, not a `partial`
+    of torch's: Dynamo does not trace frames of torch itself."""
+
+    @functools.wraps(forward)
+    def run(*inputs: Tensor | None) -> Tensor:
+        out: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+        return out
+
+    return run
 
 
 def _precision(recipe: Recipe) -> MixedPrecisionPolicy:
