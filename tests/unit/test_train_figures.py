@@ -222,6 +222,7 @@ class TestLogbook:
 class TestPulse:
     def test_every_beat_is_a_whole_heartbeat(self, tmp_path: Path) -> None:
         pulse = Pulse(tmp_path / "new", local_rank=2, rank=6, attempt=3, started=process_start())
+        pulse.reached("imported")
         pulse.beat("rendezvous")
         pulse.reached("rendezvous")
         pulse.reached("first_step")
@@ -235,7 +236,8 @@ class TestPulse:
         assert beat.phases.started is not None
         assert beat.phases.first_step is not None
         assert beat.phases.started < beat.phases.first_step <= beat.time
-        assert list(pulse.startup_seconds()) == ["rendezvous", "first_step"]
+        pulse.reached("rendezvous")
+        assert list(pulse.startup_seconds()) == ["imported", "rendezvous", "first_step"]
         pulse.fail(Cause.DATA, "shard gone\x07", exit_code=65)
         told = json.loads((tmp_path / "new" / "rank-2.json").read_text())["failure"]
         assert (told["cause"], told["message"], told["rank"], told["exit"]) == ("data", "shard gone?", 6, 65)

@@ -37,6 +37,7 @@ def main() -> int:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         from trireme_trainer.train import train
 
+        pulse.reached("imported")
         return train(settings, pulse)
     except (TrainingEnd, InvalidSpec) as error:
         end = error if isinstance(error, TrainingEnd) else BadRecipe(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from itertools import pairwise
@@ -34,6 +35,7 @@ class Pulse:
         self._path = directory / heartbeat_name(local_rank) if directory else None
         self._rank = rank
         self.phases = PhaseTime(started=started)
+        self._reached = {"started": started}
         self._beat = Heartbeat(step=0, phase="start", time=time.time(), attempt=attempt, phases=self.phases)
         if directory:
             with contextlib.suppress(OSError):
@@ -73,9 +75,12 @@ class Pulse:
         self._write()
 
     def reached(self, milestone: str) -> None:
-        """Notes the time at which this attempt reached a milestone of PhaseTime, the first time only."""
-        if getattr(self.phases, milestone) is None:
-            setattr(self.phases, milestone, time.time())
+        """Notes the time at which this attempt reached a milestone, the first time only: those of PhaseTime are told
+        to the agent, others (imported) only to the log."""
+        if milestone not in self._reached:
+            self._reached[milestone] = time.time()
+            if hasattr(self.phases, milestone):
+                setattr(self.phases, milestone, self._reached[milestone])
 
     def fail(self, cause: Cause, message: str, *, exit_code: int, traceback: str | None = None) -> None:
         self._beat.failure = Failure(
@@ -89,10 +94,8 @@ class Pulse:
         self._write()
 
     def startup_seconds(self) -> dict[str, float]:
-        """Seconds from one milestone to the next, in order, of those reached: where a restart spends its time."""
-        order = ("started", "rendezvous", "initialised", "loaded", "first_step")
-        reached = [(name, getattr(self.phases, name)) for name in order if getattr(self.phases, name) is not None]
-        return {name: round(at - before, 3) for (_, before), (name, at) in pairwise(reached)}
+        """Seconds from one milestone to the next: where a restart spends its time."""
+        return {name: round(at - before, 3) for (_, before), (name, at) in pairwise(self._reached.items())}
 
     def _write(self) -> None:
         self._beat.time = time.time()
@@ -105,7 +108,12 @@ class Pulse:
 
 
 def process_start() -> float:
-    """Unix seconds at which this process began, before anything was imported; now, where /proc does not tell."""
+    """Unix seconds at which this process began, before anything was imported; now, where /proc does not tell.
+
+    Now, too, in a warm standby: it has torch imported already, and begins when it is woken.
+    """
+    if "torch" in sys.modules:
+        return time.time()
     try:
         with open("/proc/self/stat", encoding="ascii") as stat:
             ticks = float(stat.read().rpartition(")")[2].split()[19])

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-import torch._dynamo  # optimisers and FSDP import it at their first call: then it would cost the rendezvous, not the import
+import torch._dynamo  # optimisers and FSDP import it at their first call, where it would delay the gang
 from torch import Tensor
 from trireme_api.families import ModelConfig, check_recipe
 from trireme_api.protocol import ExitCode
@@ -90,8 +90,10 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 stopping |= settle(outcome, reporter, policy, saver)
             if done == first + 1:
                 pulse.reached("first_step")
-                reporter.event("started", step=done, **pulse.startup_seconds())
-                log.info("first step after %s s", pulse.startup_seconds())
+                spent = pulse.startup_seconds()
+                reporter.event("started", step=done, **spent)
+                parts = ", ".join(f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in spent.items())
+                log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
                 world.limit_waiting(settings.step_timeout, [mesh.get_group(name) for name in mesh.mesh_dim_names or ()])
             if saver.due(done) and not last:
                 saver.save(done, reporter)

@@ -54,7 +54,10 @@ class World:
         if all(isinstance(value, Tensor) for value in values):
             vector = torch.stack([value.to(torch.float64) for value in values if isinstance(value, Tensor)])
         else:
-            vector = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self.device)
+            # Through pinned memory: a plain copy to a GPU would wait for everything that is queued on it.
+            numbers = [float(value) for value in values]
+            host = torch.tensor(numbers, dtype=torch.float64, pin_memory=self.device.type == "cuda")
+            vector = host.to(self.device, non_blocking=True)
         if self.size > 1:
             dist.all_reduce(vector)
         return vector
