@@ -58,7 +58,7 @@ class CheckpointStore:
         """Newest first. Raises CheckpointError when the root cannot be listed."""
         try:
             found = self.files.committed()
-        except OSError as error:
+        except Exception as error:  # drivers of object stores have exceptions of their own
             raise CheckpointError(f"{self.files.path('')}: cannot be listed ({error})") from None
         return [Candidate(step, found[step], self.files.path(found[step])) for step in sorted(found, reverse=True)]
 
@@ -87,8 +87,8 @@ class CheckpointStore:
             return self.manifest(candidate), None
         except DamagedCheckpoint as error:
             return None, Problem(where, str(error), True)
-        except OSError as error:
-            return None, Problem(where, f"cannot be read ({error})", False)
+        except Exception as error:
+            return None, Problem(where, f"cannot be read ({type(error).__name__}: {error})", False)
 
     def verify(self, candidate: Candidate, *, rank: int = 0, world: int = 1) -> list[Problem]:
         """Every file against the manifest: sizes and hashes. With a rank, only that rank's share of the files."""
@@ -117,7 +117,9 @@ class CheckpointStore:
                     abandoned.append(self.files.path(directory))
                     log.warning("%s: a save that was cut short; it does not count and is removed", abandoned[-1])
                 self.discard(directory)
-        except OSError as error:
+        except CheckpointError:
+            raise
+        except Exception as error:
             where = self.files.path("")
             raise CheckpointError(f"{where}: cannot be written ({error}); checkpoint.uri must be writable") from None
         return fence, abandoned
