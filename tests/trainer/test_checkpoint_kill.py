@@ -65,11 +65,12 @@ def test_one_rank_killed_at_every_stage(tmp_path: Path, scheme: str) -> None:
         check(stage, f"{scheme}{root}", 1, 0, *outcomes[2 * i : 2 * i + 2])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_either_of_two_ranks_killed_at_every_stage(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize(("rank", "scheme"), [(0, ""), (1, ""), (1, "bucket://")])
+def test_either_of_two_ranks_killed_at_every_stage(tmp_path: Path, rank: int, scheme: str) -> None:
+    register_bucket()
     stages = [stage for stage in STAGES if rank == 0 or stage not in ON_RANK_0_ONLY]
     roots = {stage: tmp_path / stage for stage in stages}
-    cases = {stage: killed(root, 2, rank, stage) for stage, root in roots.items()}
+    cases = {stage: killed(root, 2, rank, stage, scheme) for stage, root in roots.items()}
     outcomes = run_cases([case for pair in cases.values() for case in pair])
     for i, (stage, root) in enumerate(roots.items()):
         saved, resumed = outcomes[2 * i : 2 * i + 2]
@@ -77,4 +78,4 @@ def test_either_of_two_ranks_killed_at_every_stage(tmp_path: Path, rank: int) ->
         if stage in STAGES[: STAGES.index("gathered")]:
             assert len(saved[1 - rank]["failures"]) == 1
             assert "step 2 was not saved" in saved[1 - rank]["failures"][0]
-        check(stage, str(root), 2, rank, saved, resumed)
+        check(stage, f"{scheme}{root}", 2, rank, saved, resumed)
