@@ -33,10 +33,21 @@ class Image:
         """The name in the local overlay; what is built is named after its content instead."""
         return f"{REGISTRY}/{self.name}:dev"
 
+
+@dataclass(frozen=True)
+class Built:
+    """A new content is a new name, so that a Deployment that names it rolls over by itself."""
+
+    image: Image
+    key: str
+
     @property
     def tag(self) -> str:
-        """A new content is a new name, so that a Deployment that names it rolls over by itself."""
-        return f"{REGISTRY}/{self.name}:{key(self)}"
+        return f"{REGISTRY}/{self.image.name}:{self.key}"
+
+    @property
+    def archive(self) -> Path:
+        return archive_folder() / f"{self.image.name}-{self.key}.tar"
 
 
 PINS = ("pyproject.toml", "constraints.txt", "images/requirements.py", "LICENSE")
@@ -73,19 +84,18 @@ def archive_folder() -> Path:
     return cache / "images"
 
 
-def build(image: Image) -> Path:
-    """The image's archive, built unless one of the same content is there. Older archives of the image are removed."""
-    folder = archive_folder()
-    archive = folder / f"{image.name}-{key(image)}.tar"
-    if not archive.exists():
+def build(image: Image) -> Built:
+    """Builds the image unless an archive of the same content is there. Older archives of the image are removed."""
+    built = Built(image, key(image))
+    if not built.archive.exists():
         cluster_tool(
-            "images.py", "build", str(image.dockerfile), "--context", str(ROOT), "--tag", image.tag, "--output", str(archive),
-            "--build-arg", f"REVISION={revision()}",
+            "images.py", "build", str(image.dockerfile), "--context", str(ROOT), "--tag", built.tag,
+            "--output", str(built.archive), "--build-arg", f"REVISION={revision()}",
         )
-    for old in folder.glob(f"{image.name}-*.tar"):
-        if old != archive:
+    for old in archive_folder().glob(f"{image.name}-*.tar"):
+        if old != built.archive:
             old.unlink()
-    return archive
+    return built
 
 
 def revision() -> str:
@@ -93,20 +103,20 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def build_all() -> list[Path]:
+def build_all() -> list[Built]:
     return [build(image) for image in IMAGES]
 
 
-def with_built_images(manifests: str) -> str:
-    """Rendered manifests with the placeholders replaced by the names of what is built."""
-    for image in IMAGES:
-        manifests = manifests.replace(image.placeholder, image.tag)
+def with_built_images(manifests: str, built: list[Built]) -> str:
+    """Rendered manifests with the placeholders replaced by the names of what was built."""
+    for one in built:
+        manifests = manifests.replace(one.image.placeholder, one.tag)
     return manifests
 
 
-def load(archives: list[Path]) -> None:
+def load(built: list[Built]) -> None:
     """Imports into every node what the node does not have."""
-    cluster_tool("cluster.py", "load-image", *map(str, archives))
+    cluster_tool("cluster.py", "load-image", *(str(one.archive) for one in built))
 
 
 def cluster_tool(script: str, *arguments: str, data: bool = False) -> Any:

@@ -14,15 +14,14 @@ from demo.report import DemoError, complain, say, step
 
 def images() -> None:
     with step("images"):
-        archives = build_all()
-    for archive in archives:
-        say(f"  {archive}")
+        built = build_all()
+    for one in built:
+        say(f"  {one.tag}  {one.archive}")
 
 
 def install() -> None:
     here = target.up()
-    target.images(here)
-    target.install(here)
+    target.install(here, target.images())
     say(f"\nexport KUBECONFIG={here.kube.kubeconfig}")
     say("kubectl apply -f manifests/samples/custom-script.yaml   # or any other TrainingJob; `kubectl get tj -w` shows it")
 

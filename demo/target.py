@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.images import build_all, cluster_tool, load, with_built_images
+from demo.images import Built, build_all, cluster_tool, load, with_built_images
 from demo.kube import ROOT, Kube, wait_until
 from demo.report import DemoError, step
 
@@ -34,10 +34,12 @@ def up(nodes: int = NODES) -> Target:
     return Target(Kube(Path(facts["kubeconfig"])), facts["backend"])
 
 
-def images(target: Target) -> None:
+def images() -> list[Built]:
+    """Builds what has changed and brings it to the nodes."""
     with step("images"):
-        archives = build_all()
-        load(archives)
+        built = build_all()
+        load(built)
+    return built
 
 
 def overlay() -> Path:
@@ -49,12 +51,12 @@ def overlay() -> Path:
     return path
 
 
-def install(target: Target) -> None:
+def install(target: Target, built: list[Built]) -> None:
     """CRD, operator and rights; waits until the operator is ready. Safe to repeat; a new image rolls the operator over."""
     kube = target.kube.within(SYSTEM)
     with step("operator"):
         rendered = kube.out("kustomize", str(overlay()))
-        kube.out("apply", "-f", "-", text=with_built_images(rendered))
+        kube.out("apply", "-f", "-", text=with_built_images(rendered, built))
         kube.out("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=60s")
         done = kube.call("rollout", "status", f"deployment/{OPERATOR}", "--timeout=180s", check=False, timeout=200)
         if done.returncode:

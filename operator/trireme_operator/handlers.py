@@ -6,9 +6,10 @@ of pods goes stale after a watch gap. What an event says goes into the store; wh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import kopf
@@ -48,6 +49,14 @@ def settings() -> kopf.OperatorSettings:
     return found
 
 
+def in_cluster(found: Any, environ: Mapping[str, str]) -> Any:
+    """The login of the pod's service account, by the address the kubelet gives: kopf takes the name, which needs DNS."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if found is None or not host:
+        return found
+    return dataclasses.replace(found, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
+
+
 def registry(
     store: Store, health: Health, mark: Callable[[Key], None], *, nodes: bool, kubeconfig: str | None
 ) -> kopf.OperatorRegistry:
@@ -60,7 +69,7 @@ def registry(
     def login(**kwargs: Any) -> Any:
         if kubeconfig:
             return kopf.login_with_kubeconfig(**kwargs)
-        return kopf.login_with_service_account(**kwargs)
+        return in_cluster(kopf.login_with_service_account(**kwargs), os.environ)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=found)
     async def job_event(event: Any, **_: Any) -> None:
