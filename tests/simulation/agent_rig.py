@@ -217,7 +217,9 @@ class Rig:
         self.token_file = folder / "token"
         self.token_file.write_text(TOKEN + "\n")
 
-    def agent(self, *command: str, python: str = sys.executable, **extra: str) -> Agent:
+    def agent(
+        self, *command: str, python: str = sys.executable, wrapper: tuple[str, ...] = (), **extra: str
+    ) -> Agent:
         """Starts the zipapp, as an image would, with `command` as every rank."""
         environment = {
             "PATH": os.environ["PATH"],
@@ -237,7 +239,7 @@ class Rig:
             **extra,
         }
         process = subprocess.Popen(
-            [python, str(self.bundle), "--", *command], env=environment, stdout=subprocess.PIPE,
+            [*wrapper, python, str(self.bundle), "--", *command], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )
         lines: list[str] = []

@@ -282,6 +282,37 @@ def _parent_and_state(path: Path) -> tuple[int, str]:
     return int(fields[1]), fields[0]
 
 
+UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def _may_unshare() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _may_unshare(), reason="needs the right to make a PID namespace (root)")
+def test_as_pid_1_it_adopts_reaps_and_hears_signals(rig: Rig) -> None:
+    script = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(0.2); os._exit(0)   # an orphan of PID 1 that ends while ranks run
+    os._exit(0)
+os.wait()
+time.sleep(0.7)
+states = {p: open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[0] for p in os.listdir("/proc") if p.isdigit()}
+print("zombies", sum(state == "Z" for state in states.values()), "parent", os.getppid(), flush=True)
+while True: time.sleep(0.05)
+"""
+    agent = rig.agent(*rig.script(script), wrapper=UNSHARE)
+    rig.assign(1)
+    assert agent.wait_for_line("zombies").endswith("zombies 0 parent 1")
+    inner = int(Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text())
+    os.kill(inner, signal.SIGTERM)
+    assert agent.wait() == 75
+
+
 def _pythons() -> list[str]:
     """Every Python from 3.9 on that is installed here, this one at least."""
     found = {sys.executable}

@@ -27,6 +27,7 @@ ANSWER_TIMEOUT = 10.0
 """On top of the seconds asked for in `wait`."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+AWAY_SECONDS = 2.0
 MAX_ANSWER = 1024 * 1024
 
 
@@ -211,8 +212,9 @@ class Link:
 
     def _failed(self, error: Unreachable) -> None:
         with self._changed:
-            if self._away is None and not self._closed.is_set():
-                self._away = self._clock()
+            # One of several replicas may refuse for a moment while another answers: that is not worth a line.
+            if self._away is None and self.unheard() >= AWAY_SECONDS and not self._closed.is_set():
+                self._away = self._last_contact
                 self._say(f"coordinator does not answer ({error}); ranks go on, trying again")
 
     def _wait_for_report(self) -> None:
