@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from localcluster.lifecycle import Cluster
 from localcluster.paths import DEFAULT_NAME
 from localcluster.plan import check_name
 from localcluster.report import ClusterError, say
+from localcluster.status import status as status_of
 
 FAST_NODE_LOSS = {"node_status": 1, "node_grace": 8, "eviction": 5}
 
@@ -25,8 +27,10 @@ FAST_NODE_LOSS = {"node_status": 1, "node_grace": 8, "eviction": 5}
 def options_of(arguments: argparse.Namespace) -> Dict[str, Any]:
     preset = FAST_NODE_LOSS if arguments.fast_node_loss else {}
     given = {
-        "node_status": arguments.node_status_seconds, "node_grace": arguments.node_grace_seconds,
-        "eviction": arguments.eviction_seconds, "max_pods": arguments.max_pods,
+        "node_status": arguments.node_status_seconds,
+        "node_grace": arguments.node_grace_seconds,
+        "eviction": arguments.eviction_seconds,
+        "max_pods": arguments.max_pods,
     }
     return {key: value if value is not None else preset.get(key) for key, value in given.items()}
 
@@ -37,28 +41,38 @@ def up(arguments: argparse.Namespace) -> None:
     done = backend.up(chosen, arguments.name, arguments.nodes, options_of(arguments), arguments.port)
     kubeconfig = backend.kubeconfig(chosen, arguments.name)
     say(f"cluster {arguments.name} ({chosen.kind}) is up: {done}, {time.monotonic() - began:.1f} s")
-    emit(arguments, {"backend": chosen.kind, "action": done, "kubeconfig": str(kubeconfig)}, f"export KUBECONFIG={kubeconfig}")
+    emit(
+        arguments,
+        {"backend": chosen.kind, "action": done, "kubeconfig": str(kubeconfig)},
+        f"export KUBECONFIG={kubeconfig}",
+    )
 
 
 def down(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     existed = backend.down(arguments.name)
-    say(f"cluster {arguments.name}: " + (f"removed in {time.monotonic() - began:.1f} s" if existed else "nothing to remove"))
+    say(
+        f"cluster {arguments.name}: "
+        + (f"removed in {time.monotonic() - began:.1f} s" if existed else "nothing to remove")
+    )
 
 
 def status(arguments: argparse.Namespace) -> None:
-    facts = Cluster(arguments.name).status()
+    facts = status_of(Cluster(arguments.name))
     if arguments.json:
         print(json.dumps(facts, indent=2))
     elif "nodes" not in facts:
         print(f"cluster {arguments.name}: {facts['reason']}")
     else:
-        print(f"cluster {facts['name']}: {'up' if facts['up'] else 'NOT whole'}, Kubernetes {facts['version']}, {facts['server']}")
+        whole = "up" if facts["up"] else "NOT whole"
+        print(f"cluster {facts['name']}: {whole}, Kubernetes {facts['version']}, {facts['server']}")
         print(f"KUBECONFIG={facts['kubeconfig']}  memory {facts['resident_bytes'] / 2**20:.0f} MiB without pods")
         for node in facts["nodes"]:
             state = "ready" if node["ready"] else "not ready"
-            print(f"  {node['name']:8} {node['address']:15} {state:10} cable {'in' if node['link'] else 'PULLED'}"
-                  + ("" if node["powered"] else "  switched off"))
+            print(
+                f"  {node['name']:8} {node['address']:15} {state:10} cable {'in' if node['link'] else 'PULLED'}"
+                + ("" if node["powered"] else "  switched off")
+            )
         for name, row in facts["processes"].items():
             if not row["running"]:
                 print(f"  not running: {name}")
@@ -108,7 +122,9 @@ def process_command(arguments: argparse.Namespace) -> None:
 
 
 def volume(arguments: argparse.Namespace) -> None:
-    facts = volumes.make(backend.current(arguments.name), arguments.name, arguments.volume, arguments.size, arguments.namespace)
+    facts = volumes.make(
+        backend.current(arguments.name), arguments.name, arguments.volume, arguments.size, arguments.namespace
+    )
     emit(arguments, facts, f"claim {facts['claim']} in namespace {facts['namespace']} is {facts['path']} on every node")
 
 
@@ -122,7 +138,11 @@ def control_plane_only(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     server.start()
     say(f"control plane in {server.folder} is up on port {server.port}: {time.monotonic() - began:.1f} s")
-    emit(arguments, {"kubeconfig": str(server.kubeconfig), "port": server.port, "dir": str(server.folder)}, str(server.kubeconfig))
+    emit(
+        arguments,
+        {"kubeconfig": str(server.kubeconfig), "port": server.port, "dir": str(server.folder)},
+        str(server.kubeconfig),
+    )
 
 
 def emit(arguments: argparse.Namespace, data: Any, text: str) -> None:
@@ -152,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--node-status-seconds", type=int, help="kubelet reports this often (Kubernetes' default: 10)")
     sub.add_argument("--node-grace-seconds", type=int, help="silent node counts as lost after this (default: 40)")
     sub.add_argument("--eviction-seconds", type=int, help="pods of a lost node are deleted after this (default: 300)")
-    sub.add_argument("--fast-node-loss", action="store_true", help="1, 8 and 5 seconds for the three above, unless given")
+    sub.add_argument(
+        "--fast-node-loss", action="store_true", help="1, 8 and 5 seconds for the three above, unless given"
+    )
     command("down", down, "remove the cluster and every trace of it")
     command("status", status, "what runs; exit code 3 unless all of it does")
     command("kubeconfig", kubeconfig, "print the path of the kubeconfig")
@@ -161,19 +183,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("load-image", load_image, "import image archives into every node; skips what is there")
     sub.add_argument("archives", nargs="+", metavar="ARCHIVE")
     for name, text in (
-        ("node-stop", "kill all of a node at once, as if its plug was pulled"), ("node-start", "boot a stopped node"),
-        ("link-down", "pull a node's network cable"), ("link-up", "plug it in again"),
+        ("node-stop", "kill all of a node at once, as if its plug was pulled"),
+        ("node-start", "boot a stopped node"),
+        ("link-down", "pull a node's network cable"),
+        ("link-up", "plug it in again"),
     ):
         command(name, node_command, text).add_argument("number", type=int, metavar="N")
     for name, text in (("kubelet-stop", "kill a node's kubelet; its pods go on"), ("kubelet-start", "start it again")):
         sub = command(name, process_command, text)
         sub.add_argument("number", type=int, metavar="N")
         sub.add_argument("--gracefully", action="store_true", help="SIGTERM instead of SIGKILL")
-    for name, text in (("process-stop", "kill one process: etcd, kube-apiserver, containerd-2, ..."), ("process-start", "start it again")):
+    for name, text in (
+        ("process-stop", "kill one process: etcd, kube-apiserver, containerd-2, ..."),
+        ("process-start", "start it again"),
+    ):
         sub = command(name, process_command, text)
         sub.add_argument("process", metavar="PROCESS")
         sub.add_argument("--gracefully", action="store_true", help="SIGTERM instead of SIGKILL")
-    sub = command("volume", volume, "make a volume and claim that pods of all nodes can share and write to, as any user")
+    sub = command(
+        "volume", volume, "make a volume and claim that pods of all nodes can share and write to, as any user"
+    )
     sub.add_argument("volume", metavar="CLAIM")
     sub.add_argument("--size", default="10Gi")
     sub.add_argument("--namespace", default="default")
@@ -193,6 +222,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ClusterError as error:
         say(f"error: {error}")
         return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); nothing may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         say("interrupted; `up` again continues, `down` removes what there is")
         return 130

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build container images with what is there, registry or not: `python3 cluster/images.py build DIR/Dockerfile --tag T`."""
+"""Build container images with what is there, with or without a registry: `images.py build DIR/Dockerfile --tag T`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ def main(argv: Optional[List[str]] = None) -> int:
             facts = {"builder": image_build.builder()}
         else:
             facts = image_build.build(
-                arguments.dockerfile, arguments.tag, arguments.output, build_arguments(arguments.build_arg), arguments.context)
+                arguments.dockerfile,
+                arguments.tag,
+                arguments.output,
+                build_arguments(arguments.build_arg),
+                arguments.context,
+            )
     except ClusterError as error:
         say(f"error: {error}")
         return 1

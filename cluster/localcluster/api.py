@@ -25,14 +25,18 @@ class Api:
             self._token = str(config["users"][0]["user"]["token"])
             authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
         except (OSError, ValueError, KeyError, IndexError) as error:
-            raise ClusterError(f"{kubeconfig} is not a kubeconfig of the built-in cluster: run `cluster.py up`") from error
+            raise ClusterError(
+                f"{kubeconfig} is not a kubeconfig of the built-in cluster: run `cluster.py up`"
+            ) from error
         # No proxy: the address is this machine's loopback whatever HTTPS_PROXY says.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
             urllib.request.HTTPSHandler(context=ssl.create_default_context(cadata=authority)),
         )
 
-    def request(self, method: str, path: str, body: Any = None, *, content: str = "application/json", timeout: float = 10.0) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, *, content: str = "application/json", timeout: float = 10.0
+    ) -> Any:
         """One call; returns the decoded JSON, or the text where the answer is not JSON."""
         request = urllib.request.Request(self.server + path, method=method)
         request.add_header("Authorization", f"Bearer {self._token}")
@@ -82,7 +86,9 @@ def explain(error: urllib.error.HTTPError) -> str:
         return f"HTTP {error.code}"
 
 
-def wait(condition: Callable[[], bool], what: str, timeout: float, *, failed: Optional[Callable[[], Optional[str]]] = None) -> None:
+def wait(
+    condition: Callable[[], bool], what: str, timeout: float, *, failed: Optional[Callable[[], Optional[str]]] = None
+) -> None:
     """Poll until true; `failed` may say early, in one line, why it never will be."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -1,8 +1,8 @@
 """etcd and an API server alone, on loopback: what API tests need. No root, no namespaces, many at once.
 
-    from localcluster.apiserver import ApiServer
-    with ApiServer(tmp_path) as server:
-        client = ...(server.kubeconfig)
+from localcluster.apiserver import ApiServer
+with ApiServer(tmp_path) as server:
+    client = ...(server.kubeconfig)
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class ApiServer:
         pki = self.folder / "pki"
         shutil.rmtree(self.folder / "etcd", ignore_errors=True)
         credentials.make_authority(pki)
-        credentials.make_certificate(pki, "apiserver", "/CN=kube-apiserver", addresses=["127.0.0.1"], names=["localhost"])
+        credentials.make_certificate(
+            pki, "apiserver", "/CN=kube-apiserver", addresses=["127.0.0.1"], names=["localhost"]
+        )
         tokens = credentials.make_tokens(pki, [])
         etcd_port, peer_port, api_port = free_ports(3)
         self.port = self.port or api_port
@@ -68,16 +70,33 @@ class ApiServer:
         manager = "system:kube-controller-manager"
         for path, user in ((self.kubeconfig, credentials.ADMIN), (pki / "controller-manager.kubeconfig", manager)):
             credentials.write_kubeconfig(
-                path, server=server, authority=pki / "ca.crt", token=tokens[user], cluster="control-plane-only", user=user)
+                path,
+                server=server,
+                authority=pki / "ca.crt",
+                token=tokens[user],
+                cluster="control-plane-only",
+                user=user,
+            )
         flags = list(self.extra) if self.controllers else [*self.extra, "--disable-admission-plugins=ServiceAccount"]
         self._command_lines = {
-            control_plane.ETCD: control_plane.etcd(programs, self.folder / "etcd", client_port=etcd_port, peer_port=peer_port),
+            control_plane.ETCD: control_plane.etcd(
+                programs, self.folder / "etcd", client_port=etcd_port, peer_port=peer_port
+            ),
             control_plane.API_SERVER: control_plane.api_server(
-                programs, pki, etcd_port=etcd_port, port=self.port, bind="127.0.0.1", services=SERVICES, advertise=None, extra=flags),
+                programs,
+                pki,
+                etcd_port=etcd_port,
+                port=self.port,
+                bind="127.0.0.1",
+                services=SERVICES,
+                advertise=None,
+                extra=flags,
+            ),
         }
         if self.controllers:
             self._command_lines[control_plane.CONTROLLER_MANAGER] = [
-                *control_plane.controller_manager(programs, pki, programs.version()), f"--secure-port={free_ports(1)[0]}",
+                *control_plane.controller_manager(programs, pki, programs.version()),
+                f"--secure-port={free_ports(1)[0]}",
                 *(["--port=0"] if programs.version() < (1, 24) else []),
             ]
         try:
@@ -94,8 +113,12 @@ class ApiServer:
         if not self._command_lines:
             self._command_lines = {key: process.argv for key, process in self._recorded().items()}
         if name not in self._command_lines:
-            raise ClusterError(f"no process {name!r} here: there are {', '.join(sorted(self._command_lines)) or 'none'}")
-        self.processes[name] = processes.start(self._command_lines[name], self.folder / f"{name}.log", owner=self._owner)
+            raise ClusterError(
+                f"no process {name!r} here: there are {', '.join(sorted(self._command_lines)) or 'none'}"
+            )
+        self.processes[name] = processes.start(
+            self._command_lines[name], self.folder / f"{name}.log", owner=self._owner
+        )
         self.record.write_text(json.dumps({key: asdict(process) for key, process in self.processes.items()}))
 
     def kill_process(self, name: str) -> None:

@@ -19,24 +19,32 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 def write(path: Path, name: str, layer: bytes, *, entrypoint: Sequence[str] = (), env: Sequence[str] = ()) -> str:
-    """Write an OCI archive of one layer (an uncompressed tar); returns its manifest's digest. Same input, same bytes."""
+    """Write a one-layer OCI archive (layer: uncompressed tar); same input, same bytes. Returns its digest."""
     packed = gzip.compress(layer, compresslevel=6, mtime=0)
     config = {
-        "architecture": architecture(), "os": "linux",
+        "architecture": architecture(),
+        "os": "linux",
         "config": {"Env": list(env), **({"Entrypoint": list(entrypoint)} if entrypoint else {})},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         "history": [{"created_by": "trireme local cluster"}],
     }
     blobs = [packed, _json(config)]
-    manifest = _json({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **_reference(blobs[1])},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **_reference(packed)}],
-    })
-    index = _json({
-        "schemaVersion": 2,
-        "manifests": [{"mediaType": MANIFEST, **_reference(manifest), "annotations": {REF_NAME: name, CONTAINERD_NAME: name}}],
-    })
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **_reference(blobs[1])},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **_reference(packed)}],
+        }
+    )
+    index = _json(
+        {
+            "schemaVersion": 2,
+            "manifests": [
+                {"mediaType": MANIFEST, **_reference(manifest), "annotations": {REF_NAME: name, CONTAINERD_NAME: name}}
+            ],
+        }
+    )
     files: List[Tuple[str, bytes]] = [("oci-layout", _json({"imageLayoutVersion": "1.0.0"})), ("index.json", index)]
     files += [(f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob) for blob in (*blobs, manifest)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +80,11 @@ def images(path: Path) -> Dict[str, Optional[str]]:
     except FileNotFoundError as error:
         raise ClusterError(f"image archive {path} does not exist") from error
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise ClusterError(f"{path} is not an image archive: {error}") from error
+        raise ClusterError(f"{path} is not an image archive: {str(error).splitlines()[0]}") from error
     if not found:
-        raise ClusterError(f"{path} names no image: make it with `buildah push IMAGE oci-archive:FILE:NAME` or `docker save NAME`")
+        raise ClusterError(
+            f"{path} names no image: make it with `buildah push IMAGE oci-archive:FILE:NAME` or `docker save NAME`"
+        )
     return found
 
 

@@ -34,12 +34,17 @@ def docker_daemon() -> bool:
 def decide(environment: Mapping[str, str], *, own_kubeconfig: Path, has_kind: bool, has_daemon: bool) -> Choice:
     """Pure: the built-in cluster's own kubeconfig in KUBECONFIG means the built-in cluster."""
     given = environment.get("KUBECONFIG")
-    if given and Path(given).absolute() != own_kubeconfig:
+    if given and first_path(given) != own_kubeconfig:
         return Choice(EXISTING, f"KUBECONFIG={given}")
     if has_kind and has_daemon:
         return Choice(KIND, "kind and a Docker daemon are here")
     lacking = [text for present, text in ((has_kind, "no kind"), (has_daemon, "no Docker daemon")) if not present]
     return Choice(BUILTIN, ", ".join(["no KUBECONFIG", *lacking]))
+
+
+def first_path(kubeconfig: str) -> Path:
+    """KUBECONFIG may list several files; kubectl writes to and we name the first."""
+    return Path(kubeconfig.split(os.pathsep)[0]).absolute()
 
 
 def choose(wanted: str, name: str) -> Choice:
@@ -49,7 +54,11 @@ def choose(wanted: str, name: str) -> Choice:
     recorded = _recorded(name)
     has_kind = which("kind") is not None
     choice = decide(
-        os.environ, own_kubeconfig=ClusterPaths(name).kubeconfig, has_kind=has_kind, has_daemon=has_kind and docker_daemon())
+        os.environ,
+        own_kubeconfig=ClusterPaths(name).kubeconfig,
+        has_kind=has_kind,
+        has_daemon=has_kind and docker_daemon(),
+    )
     if recorded is not None and choice.kind != EXISTING:
         return Choice(recorded, f"cluster {name} is one of this kind")
     return choice
@@ -70,14 +79,15 @@ def kubeconfig(choice: Choice, name: str) -> Path:
         given = os.environ.get("KUBECONFIG")
         if not given:
             raise ClusterError("--backend existing needs KUBECONFIG to be set")
-        return Path(given).absolute()
+        return first_path(given)
     return ClusterPaths(name).kubeconfig
 
 
 def up(choice: Choice, name: str, nodes: int, options: Dict[str, Any], port: int) -> str:
     """Bring the cluster up; returns in one word what was done."""
     if choice.kind == EXISTING:
-        run(["kubectl", "--kubeconfig", str(kubeconfig(choice, name)), "get", "--raw", "/readyz"], timeout=30)
+        kubeconfig(choice, name)
+        run(["kubectl", "get", "--raw", "/readyz"], timeout=30)
         return "existing"
     if choice.kind == KIND:
         return kind.up(ClusterPaths(name), nodes, port)

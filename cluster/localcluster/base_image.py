@@ -18,8 +18,17 @@ PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-pip")
 NEEDED_BYTES = 2 * 1024**3
 # Nothing that a container reads: package caches and lists, manuals, translations.
 NOT_SHIPPED = (
-    "./var/cache/apt/*", "./var/lib/apt/lists/*", "./var/log/*", "./usr/share/doc/*", "./usr/share/man/*", "./usr/share/locale/*",
-    "./dev/*", "./proc/*", "./sys/*", "./run/*", "./tmp/*",
+    "./var/cache/apt/*",
+    "./var/lib/apt/lists/*",
+    "./var/log/*",
+    "./usr/share/doc/*",
+    "./usr/share/man/*",
+    "./usr/share/locale/*",
+    "./dev/*",
+    "./proc/*",
+    "./sys/*",
+    "./run/*",
+    "./tmp/*",
 )
 
 
@@ -54,7 +63,18 @@ def rootfs() -> Path:
     with step("packing the base image"):
         scratch = target.with_suffix(".new")
         excludes = [f"--exclude={pattern}" for pattern in NOT_SHIPPED]
-        run(["tar", "--create", f"--file={scratch}", f"--directory={tree}", "--numeric-owner", "--sort=name", *excludes, "."])
+        run(
+            [
+                "tar",
+                "--create",
+                f"--file={scratch}",
+                f"--directory={tree}",
+                "--numeric-owner",
+                "--sort=name",
+                *excludes,
+                ".",
+            ]
+        )
         scratch.rename(target)
         shutil.rmtree(tree)
     say(f"  base image: {target.stat().st_size / 2**20:.0f} MiB")

@@ -25,7 +25,10 @@ REFLECT2_PACKAGE = "golang-github-modern-go-reflect2-dev"
 NEEDED_BYTES = 7 * 1024**3
 # The commit that upstream tagged v1.20.2: what `--version` of the official binaries prints.
 VERSION: Dict[str, str] = {
-    "KUBE_GIT_VERSION": "v1.20.2", "KUBE_GIT_MAJOR": "1", "KUBE_GIT_MINOR": "20", "KUBE_GIT_TREE_STATE": "clean",
+    "KUBE_GIT_VERSION": "v1.20.2",
+    "KUBE_GIT_MAJOR": "1",
+    "KUBE_GIT_MINOR": "20",
+    "KUBE_GIT_TREE_STATE": "clean",
     "KUBE_GIT_COMMIT": "faecb196815e248d3ecfb03c680a4507229c2a56",
 }
 RECIPE = 1
@@ -34,7 +37,9 @@ RECIPE = 1
 def cached() -> Path:
     """Folder of the built programs; the name changes with whatever the result depends on."""
     recipe = repr((RECIPE, PROGRAMS, REFLECT2_PACKAGE, sorted(VERSION.items()), debian.RELEASE))
-    return cache_dir() / "kubernetes" / f"{VERSION['KUBE_GIT_VERSION']}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+    return (
+        cache_dir() / "kubernetes" / f"{VERSION['KUBE_GIT_VERSION']}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+    )
 
 
 def is_built() -> bool:
@@ -62,7 +67,9 @@ def build() -> Path:
     log = cache_dir() / "kubernetes-build.log"
     log.unlink(missing_ok=True)
     with step(f"compiling {' '.join(PROGRAMS)} (log: {log})"):
-        settings = dict(VERSION, GOCACHE=str(work / "go-cache"), GOPATH=str(work / "go"), GOFLAGS="-mod=vendor", GOPROXY="off")
+        settings = dict(
+            VERSION, GOCACHE=str(work / "go-cache"), GOPATH=str(work / "go"), GOFLAGS="-mod=vendor", GOPROXY="off"
+        )
         if not os.environ.get("GOMAXPROCS"):
             settings["GOMAXPROCS"] = str(os.cpu_count() or 2)
         targets = " ".join(f"cmd/{program}" for program in PROGRAMS)
@@ -78,13 +85,18 @@ def build() -> Path:
 def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ClusterError(f"{what} needs {needed / 1e9:.1f} GB free under {folder}, only {free / 1e9:.1f} GB are: free some or move TRIREME_CACHE")
+        raise ClusterError(
+            f"{what} needs {needed / 1e9:.1f} GB free under {folder}, only {free / 1e9:.1f} GB are: "
+            "free some, or point TRIREME_CACHE or TRIREME_CLUSTER_DIR elsewhere"
+        )
 
 
 def _require_version(tree: Path) -> None:
     wanted = VERSION["KUBE_GIT_VERSION"].lstrip("v")
     if not re.search(rf"(^|[^0-9.]){re.escape(wanted)}$", tree.name):
-        raise ClusterError(f"the mirror's kubernetes source is {tree.name}, not {wanted}: set KUBEBUILDER_ASSETS to built programs")
+        raise ClusterError(
+            f"the mirror's kubernetes source is {tree.name}, not {wanted}: set KUBEBUILDER_ASSETS to built programs"
+        )
 
 
 def _replace_reflect2(apt: debian.PrivateApt, tree: Path, work: Path) -> None:

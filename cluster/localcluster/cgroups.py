@@ -25,10 +25,8 @@ def hierarchies() -> List[Path]:
         return [ROOT]
     if not ROOT.is_dir():
         return []
-    # The unified hierarchy of a hybrid machine is left to whoever manages it: kubelets of version 1 do not use it.
     return sorted(
-        path for path in ROOT.iterdir()
-        if path.is_dir() and not path.is_symlink() and (path / "cgroup.procs").exists() and path.name != "unified"
+        path for path in ROOT.iterdir() if path.is_dir() and not path.is_symlink() and (path / "cgroup.procs").exists()
     )
 
 
@@ -48,6 +46,9 @@ def require() -> None:
 def create(path: str) -> None:
     """Make `/cluster/nodeN` in every hierarchy and let it use all CPUs and controllers."""
     for hierarchy in hierarchies():
+        # On a hybrid machine kubelets do not use the unified hierarchy; runc makes what it wants there.
+        if hierarchy.name == "unified":
+            continue
         current = hierarchy
         for part in path.strip("/").split("/"):
             if is_v2():

@@ -31,13 +31,21 @@ class Timings:
 
 
 def etcd(binaries: Binaries, data: Path, *, client_port: int, peer_port: int, name: str = "local") -> List[str]:
-    """etcd without fsync: the cluster does not outlive its machine anyway, and tests start in a fraction of the time."""
+    """etcd without fsync: the cluster does not outlive its machine anyway, and everything is faster for it."""
     peer = f"http://127.0.0.1:{peer_port}"
     client = f"http://127.0.0.1:{client_port}"
     return [
-        binaries.path(ETCD), f"--name={name}", f"--data-dir={data}", "--unsafe-no-fsync", "--logger=zap", "--log-level=warn",
-        f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-        f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster={name}={peer}",
+        binaries.path(ETCD),
+        f"--name={name}",
+        f"--data-dir={data}",
+        "--unsafe-no-fsync",
+        "--logger=zap",
+        "--log-level=warn",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster={name}={peer}",
         "--listen-metrics-urls=",
     ]
 
@@ -51,7 +59,7 @@ def api_server(
     bind: str,
     services: str,
     advertise: Optional[str],
-    timings: Timings = Timings(),  # noqa: B008 - frozen
+    timings: Timings = Timings(),
     extra: Sequence[str] = (),
 ) -> List[str]:
     """The API server with RBAC, token files, TokenReview and projected service-account tokens.
@@ -59,11 +67,20 @@ def api_server(
     advertise: address that pods reach it by; None for one without nodes, which then publishes no endpoint.
     """
     argv = [
-        binaries.path(API_SERVER), f"--etcd-servers=http://127.0.0.1:{etcd_port}", f"--secure-port={port}", f"--bind-address={bind}",
-        f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key", f"--client-ca-file={pki}/ca.crt",
-        f"--token-auth-file={pki}/tokens.csv", "--authorization-mode=Node,RBAC", "--allow-privileged=true",
-        f"--service-account-issuer={ISSUER}", f"--service-account-signing-key-file={pki}/sa.key",
-        f"--service-account-key-file={pki}/sa.pub", f"--service-cluster-ip-range={services}",
+        binaries.path(API_SERVER),
+        f"--etcd-servers=http://127.0.0.1:{etcd_port}",
+        f"--secure-port={port}",
+        f"--bind-address={bind}",
+        f"--tls-cert-file={pki}/apiserver.crt",
+        f"--tls-private-key-file={pki}/apiserver.key",
+        f"--client-ca-file={pki}/ca.crt",
+        f"--token-auth-file={pki}/tokens.csv",
+        "--authorization-mode=Node,RBAC",
+        "--allow-privileged=true",
+        f"--service-account-issuer={ISSUER}",
+        f"--service-account-signing-key-file={pki}/sa.key",
+        f"--service-account-key-file={pki}/sa.pub",
+        f"--service-cluster-ip-range={services}",
         "--enable-admission-plugins=NodeRestriction",
     ]
     if advertise is None:
@@ -73,7 +90,8 @@ def api_server(
             f"--advertise-address={advertise}",
             # Node names resolve nowhere, so logs and exec must go by address.
             "--kubelet-preferred-address-types=InternalIP",
-            f"--kubelet-client-certificate={pki}/kubelet-client.crt", f"--kubelet-client-key={pki}/kubelet-client.key",
+            f"--kubelet-client-certificate={pki}/kubelet-client.crt",
+            f"--kubelet-client-key={pki}/kubelet-client.key",
         ]
     if timings.eviction is not None:
         argv += [
@@ -83,15 +101,25 @@ def api_server(
     return [*argv, *extra]
 
 
-def controller_manager(binaries: Binaries, pki: Path, version: Tuple[int, int], timings: Timings = Timings()) -> List[str]:  # noqa: B008
+def controller_manager(
+    binaries: Binaries, pki: Path, version: Tuple[int, int], timings: Timings = Timings()
+) -> List[str]:
     argv = [
-        binaries.path(CONTROLLER_MANAGER), f"--kubeconfig={pki}/controller-manager.kubeconfig", "--leader-elect=false",
-        "--use-service-account-credentials=true", "--bind-address=127.0.0.1",
-        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key",
-        f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
+        binaries.path(CONTROLLER_MANAGER),
+        f"--kubeconfig={pki}/controller-manager.kubeconfig",
+        "--leader-elect=false",
+        "--use-service-account-credentials=true",
+        "--bind-address=127.0.0.1",
+        f"--root-ca-file={pki}/ca.crt",
+        f"--service-account-private-key-file={pki}/sa.key",
+        f"--cluster-signing-cert-file={pki}/ca.crt",
+        f"--cluster-signing-key-file={pki}/ca.key",
     ]
     if timings.node_grace is not None:
-        argv += [f"--node-monitor-grace-period={timings.node_grace}s", f"--node-monitor-period={max(1, timings.node_grace // 8)}s"]
+        argv += [
+            f"--node-monitor-grace-period={timings.node_grace}s",
+            f"--node-monitor-period={max(1, timings.node_grace // 8)}s",
+        ]
     # Since 1.27 the tolerations that the API server adds are the only clock.
     if timings.eviction is not None and version < (1, 27):
         argv.append(f"--pod-eviction-timeout={timings.eviction}s")
@@ -100,7 +128,10 @@ def controller_manager(binaries: Binaries, pki: Path, version: Tuple[int, int], 
 
 def scheduler(binaries: Binaries, pki: Path) -> List[str]:
     return [
-        binaries.path(SCHEDULER), f"--kubeconfig={pki}/scheduler.kubeconfig", "--leader-elect=false", "--bind-address=127.0.0.1",
+        binaries.path(SCHEDULER),
+        f"--kubeconfig={pki}/scheduler.kubeconfig",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
     ]
 
 
@@ -108,18 +139,32 @@ def make_credentials(pki: Path, plan: Plan, nodes: Sequence[int]) -> None:
     """All keys, tokens and internal kubeconfigs of a cluster with nodes."""
     credentials.make_authority(pki)
     credentials.make_certificate(
-        pki, "apiserver", "/CN=kube-apiserver",
+        pki,
+        "apiserver",
+        "/CN=kube-apiserver",
         addresses=["127.0.0.1", plan.control_address, plan.kubernetes_service],
-        names=["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"],
+        names=[
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ],
     )
     credentials.make_certificate(pki, "kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client")
     tokens = credentials.make_tokens(pki, [plan.node_name(number) for number in nodes])
     users = {
-        "controller-manager": "system:kube-controller-manager", "scheduler": "system:kube-scheduler", "proxy": "system:kube-proxy",
+        "controller-manager": "system:kube-controller-manager",
+        "scheduler": "system:kube-scheduler",
+        "proxy": "system:kube-proxy",
     }
     users.update({plan.node_name(number): credentials.node_user(plan.node_name(number)) for number in nodes})
     for file, user in users.items():
         credentials.write_kubeconfig(
-            pki / f"{file}.kubeconfig", server=f"https://{plan.control_address}:{API_PORT}", authority=pki / "ca.crt",
-            token=tokens[user], cluster=plan.name, user=user,
+            pki / f"{file}.kubeconfig",
+            server=f"https://{plan.control_address}:{API_PORT}",
+            authority=pki / "ca.crt",
+            token=tokens[user],
+            cluster=plan.name,
+            user=user,
         )

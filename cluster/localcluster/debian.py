@@ -24,8 +24,13 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 # Program -> package, for what has no service of its own and is installed the ordinary way.
 NODE_TOOLS = {
-    "ip": "iproute2", "iptables": "iptables", "conntrack": "conntrack", "nsenter": "util-linux", "mount": "mount",
-    "openssl": "openssl", "gcc": "gcc",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "nsenter": "util-linux",
+    "mount": "mount",
+    "openssl": "openssl",
+    "gcc": "gcc",
 }
 BUILD_TOOLS = {"go": "golang-go", "rsync": "rsync", "jq": "jq", "make": "make", "gcc": "gcc", "dpkg-source": "dpkg-dev"}
 IMAGE_TOOLS = {"buildah": "buildah", "debootstrap": "debootstrap"}
@@ -54,7 +59,8 @@ def require_debian(what: str) -> None:
     facts = release_file()
     if "debian" not in f"{facts.get('ID', '')} {facts.get('ID_LIKE', '')}".split() or shutil.which("apt-get") is None:
         raise ClusterError(
-            f"{what} needs Debian (this is {facts.get('PRETTY_NAME', 'unknown')}): set KUBECONFIG to a cluster, or install Docker and kind"
+            f"{what} needs Debian (this is {facts.get('PRETTY_NAME', 'unknown')}): "
+            "set KUBECONFIG to a cluster, or install Docker and kind"
         )
 
 
@@ -76,7 +82,16 @@ def install(tools: Dict[str, str]) -> None:
     if os.geteuid() != 0:
         raise ClusterError(f"missing packages: run as root, or first `apt-get install {' '.join(packages)}`")
     with step(f"installing {' '.join(packages)}"), _no_services():
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600", *packages]
+        command = [
+            "apt-get",
+            "install",
+            "-y",
+            "-qq",
+            "--no-install-recommends",
+            "-o",
+            "DPkg::Lock::Timeout=600",
+            *packages,
+        ]
         log = cache_dir() / "apt-install.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -139,7 +154,10 @@ def parse_deb822(text: str) -> List[Source]:
 def debian_mirror() -> Source:
     """The machine's own mirror of Debian main, whichever release the machine itself runs."""
     codename = release_file().get("VERSION_CODENAME", RELEASE)
-    texts = [(parse_one_line, name) for name in ["/etc/apt/sources.list", *sorted(glob.glob("/etc/apt/sources.list.d/*.list"))]]
+    texts = [
+        (parse_one_line, name)
+        for name in ["/etc/apt/sources.list", *sorted(glob.glob("/etc/apt/sources.list.d/*.list"))]
+    ]
     texts += [(parse_deb822, name) for name in sorted(glob.glob("/etc/apt/sources.list.d/*.sources"))]
     for parse, name in texts:
         try:
@@ -149,7 +167,9 @@ def debian_mirror() -> Source:
         for source in found:
             if codename in source.suites and "main" in source.components:
                 return source
-    raise ClusterError(f"no apt source for Debian {codename} main: add one to /etc/apt/sources.list, or set KUBEBUILDER_ASSETS")
+    raise ClusterError(
+        f"no apt source for Debian {codename} main: add one to /etc/apt/sources.list, or set KUBEBUILDER_ASSETS"
+    )
 
 
 class PrivateApt:
@@ -166,10 +186,16 @@ class PrivateApt:
         )
         (root / "status").touch()
         self._options = [
-            f"Dir::Etc::SourceList={root}/sources.list", "Dir::Etc::SourceParts=/dev/null",
-            "Dir::Etc::Preferences=/dev/null", "Dir::Etc::PreferencesParts=/dev/null",
-            f"Dir::State={root}", f"Dir::State::Lists={root}/lists", f"Dir::State::status={root}/status",
-            f"Dir::Cache={root}/cache", "APT::Update::Post-Invoke-Success::=", "APT::Update::Post-Invoke::=",
+            f"Dir::Etc::SourceList={root}/sources.list",
+            "Dir::Etc::SourceParts=/dev/null",
+            "Dir::Etc::Preferences=/dev/null",
+            "Dir::Etc::PreferencesParts=/dev/null",
+            f"Dir::State={root}",
+            f"Dir::State::Lists={root}/lists",
+            f"Dir::State::status={root}/status",
+            f"Dir::Cache={root}/cache",
+            "APT::Update::Post-Invoke-Success::=",
+            "APT::Update::Post-Invoke::=",
             f"APT::Sandbox::User={'root' if os.geteuid() == 0 else ''}",
         ]
         run(self._command("apt-get", "update", "-qq"), log=root / "apt.log")

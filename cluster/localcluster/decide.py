@@ -36,7 +36,9 @@ class Decision:
 def expected_processes(nodes: List[int]) -> List[str]:
     """Names of all processes of a whole cluster, in the order in which they start."""
     names = ["etcd", "kube-apiserver", "forwarder", "kube-controller-manager", "kube-scheduler"]
-    return names + [f"{role}-{number}" for number in nodes for role in ("namespaces", "containerd", "kubelet", "kube-proxy")]
+    return names + [
+        f"{role}-{number}" for number in nodes for role in ("namespaces", "containerd", "kubelet", "kube-proxy")
+    ]
 
 
 def decide(facts: Facts) -> Decision:

@@ -1,4 +1,4 @@
-"""The little that must be known about a Dockerfile before building it: its build arguments and first base image. Pure."""
+"""The little that must be known about a Dockerfile before building it: arguments and first base image. Pure."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from there. Runs as a program of its own: `forwarder.py PORT NAMESPACE_FILE ADDR
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -27,10 +28,8 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
     except OSError:
         for end in (source, sink):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 def serve(client: socket.socket, address: str, port: int) -> None:

@@ -42,8 +42,17 @@ class Buildah:
         self.policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
 
     def command(self, verb: str, *arguments: str) -> List[str]:
-        return ["buildah", "--root", str(self.store / "storage"), "--runroot", str(self.store / "run"), "--storage-driver", storage_driver(),
-                verb, *arguments]
+        return [
+            "buildah",
+            "--root",
+            str(self.store / "storage"),
+            "--runroot",
+            str(self.store / "run"),
+            "--storage-driver",
+            storage_driver(),
+            verb,
+            *arguments,
+        ]
 
     def has(self, image: str) -> bool:
         return succeeds(self.command("inspect", "--type", "image", image))
@@ -57,8 +66,18 @@ class Buildah:
                 container = run(self.command("from", "scratch")).strip()
                 try:
                     run(self.command("add", "--quiet", container, str(tar), "/"))
-                    run(self.command("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                                     "--env", "LANG=C.UTF-8", "--cmd", "python3", container))
+                    run(
+                        self.command(
+                            "config",
+                            "--env",
+                            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                            "--env",
+                            "LANG=C.UTF-8",
+                            "--cmd",
+                            "python3",
+                            container,
+                        )
+                    )
                     run(self.command("commit", "--quiet", container, name))
                 finally:
                     run(self.command("rm", container))
@@ -82,7 +101,9 @@ def registry_answers(image: str, timeout: float = 4.0) -> bool:
         return False
 
 
-def build(file: Path, tag: str, output: Optional[Path], given: Mapping[str, str], context: Optional[Path] = None) -> Dict[str, str]:
+def build(
+    file: Path, tag: str, output: Optional[Path], given: Mapping[str, str], context: Optional[Path] = None
+) -> Dict[str, str]:
     """Build `file` as `tag` and, with `output`, write an archive that `load-image` takes. Returns tag, builder, base.
 
     The base argument of `FROM ${NAME}` keeps its public default where that registry can be reached, and becomes the
@@ -116,23 +137,43 @@ def build(file: Path, tag: str, output: Optional[Path], given: Mapping[str, str]
             output.parent.mkdir(parents=True, exist_ok=True)
             scratch = output.with_name(output.name + ".new")
             scratch.unlink(missing_ok=True)
-            run(buildah.command("push", "--quiet", f"--signature-policy={buildah.policy}", tag, f"oci-archive:{scratch}:{tag}"))
+            run(
+                buildah.command(
+                    "push", "--quiet", f"--signature-policy={buildah.policy}", tag, f"oci-archive:{scratch}:{tag}"
+                )
+            )
             scratch.rename(output)
     if output is not None and tag not in archive.images(output):
         raise ClusterError(f"{output} holds {', '.join(archive.images(output))}, not {tag}")
     return {"tag": tag, "builder": tool, "base": base}
 
 
-def _buildah(buildah: Buildah, file: Path, context: Path, tag: str, values: Mapping[str, str], settings: pip_settings.PipSettings) -> None:
+def _buildah(
+    buildah: Buildah, file: Path, context: Path, tag: str, values: Mapping[str, str], settings: pip_settings.PipSettings
+) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         pip_conf = Path(scratch) / "pip.conf"
         pip_conf.write_text(settings.pip_conf())
         volumes = [f"{pip_conf}:/etc/pip.conf:ro", *(f"{outside}:{inside}:ro" for outside, inside in settings.mounts)]
-        _stream(buildah.command(
-            "bud", "--isolation", "chroot", "--network", "host", "--layers", f"--signature-policy={buildah.policy}",
-            *[word for volume in volumes for word in ("--volume", volume)],
-            *[word for name, value in values.items() for word in ("--build-arg", f"{name}={value}")],
-            "--tag", tag, "--file", str(file), str(context)), tag)
+        _stream(
+            buildah.command(
+                "bud",
+                "--isolation",
+                "chroot",
+                "--network",
+                "host",
+                "--layers",
+                f"--signature-policy={buildah.policy}",
+                *[word for volume in volumes for word in ("--volume", volume)],
+                *[word for name, value in values.items() for word in ("--build-arg", f"{name}={value}")],
+                "--tag",
+                tag,
+                "--file",
+                str(file),
+                str(context),
+            ),
+            tag,
+        )
 
 
 def _docker(file: Path, context: Path, tag: str, values: Mapping[str, str], output: Optional[Path]) -> None:

@@ -22,11 +22,15 @@ def load(choice: backend.Choice, name: str, archives: Sequence[Path]) -> List[Di
         archive.images(path)
     if choice.kind == backend.EXISTING:
         names = ", ".join(image for path in archives for image in archive.images(path))
-        raise ClusterError(f"KUBECONFIG names a cluster of your own: push {names} to a registry that it can reach instead")
+        raise ClusterError(
+            f"KUBECONFIG names a cluster of your own: push {names} to a registry that it can reach instead"
+        )
     if choice.kind == backend.KIND:
         for path in archives:
             kind.load(ClusterPaths(name), path)
-        return [{"archive": str(path), "images": sorted(archive.images(path)), "imported": ["all"]} for path in archives]
+        return [
+            {"archive": str(path), "images": sorted(archive.images(path)), "imported": ["all"]} for path in archives
+        ]
     return _load_builtin(Cluster(name), archives)
 
 
@@ -44,7 +48,11 @@ def _load_builtin(cluster: Cluster, archives: Sequence[Path]) -> List[Dict[str, 
             began = time.monotonic()
             # More at once only wait for each other: unpacking is bound by the disk and two processors.
             with ThreadPoolExecutor(max_workers=2) as pool:
-                imported = [node.name for node, new in zip(nodes, pool.map(lambda node, path=path: node.load(path), nodes)) if new]
+                imported = [
+                    node.name
+                    for node, new in zip(nodes, pool.map(lambda node, path=path: node.load(path), nodes), strict=False)
+                    if new
+                ]
             names = sorted(archive.images(path))
             what = f"into {', '.join(imported)}" if imported else "is already on every node"
             say(f"  {', '.join(names)} {what} ... {time.monotonic() - began:.1f} s")

@@ -13,16 +13,18 @@ from .shell import run
 from .state import State, boot_id, locked
 
 
-
 def config(nodes: int, port: int, volumes: Path) -> str:
     """kind's configuration: one control plane that takes no pods, and `nodes` workers. JSON is YAML."""
     mount = [{"hostPath": str(volumes), "containerPath": str(volumes)}]
     roles = [{"role": "control-plane"}] + [{"role": "worker"} for _ in range(nodes)]
-    return json.dumps({
-        "kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4",
-        "networking": {"apiServerAddress": "127.0.0.1", **({"apiServerPort": port} if port else {})},
-        "nodes": [{**role, "extraMounts": mount} for role in roles],
-    })
+    return json.dumps(
+        {
+            "kind": "Cluster",
+            "apiVersion": "kind.x-k8s.io/v1alpha4",
+            "networking": {"apiServerAddress": "127.0.0.1", **({"apiServerPort": port} if port else {})},
+            "nodes": [{**role, "extraMounts": mount} for role in roles],
+        }
+    )
 
 
 def up(paths: ClusterPaths, nodes: int, port: int) -> str:
@@ -32,8 +34,22 @@ def up(paths: ClusterPaths, nodes: int, port: int) -> str:
             run(["kind", "export", "kubeconfig", "--name", paths.name, "--kubeconfig", str(paths.kubeconfig)])
             return "keep"
         with step("kind create cluster"):
-            run(["kind", "create", "cluster", "--name", paths.name, "--kubeconfig", str(paths.kubeconfig), "--wait", "180s", "--config", "-"],
-                stdin=config(nodes, port, paths.volumes))
+            run(
+                [
+                    "kind",
+                    "create",
+                    "cluster",
+                    "--name",
+                    paths.name,
+                    "--kubeconfig",
+                    str(paths.kubeconfig),
+                    "--wait",
+                    "180s",
+                    "--config",
+                    "-",
+                ],
+                stdin=config(nodes, port, paths.volumes),
+            )
         empty = Plan(name=paths.name, nodes="", pods="", services="")
         State(plan=empty, backend="kind", boot_id=boot_id(), nodes=list(range(1, nodes + 1))).save(paths.record)
         return "create"

@@ -1,31 +1,32 @@
-"""Bringing the built-in cluster up, saying how it is, and taking it down."""
+"""Bringing the built-in cluster up, breaking and mending parts of it, and taking it down."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from . import binaries as binary_files
 from . import cgroups, control_plane, credentials, debian, decide, netns, pause, processes, teardown
 from .api import Api, wait
-from .apiserver import free_ports
 from .binaries import Binaries
 from .build import require_space
-from .node import HOLDER, ROLES, Node
+from .machine import check_machine, host_port, require_root
+from .node import ROLES, Node
 from .paths import ClusterPaths
-from .plan import API_PORT, Plan, check_name, check_nodes, choose
+from .plan import API_PORT, check_name, check_nodes, choose
 from .report import ClusterError, say, step
-from .shell import succeeds
 from .state import State, boot_id, locked
 
 FORWARDER = "forwarder"
 CONTROL_PROCESSES = (
-    control_plane.ETCD, control_plane.API_SERVER, FORWARDER, control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER,
+    control_plane.ETCD,
+    control_plane.API_SERVER,
+    FORWARDER,
+    control_plane.CONTROLLER_MANAGER,
+    control_plane.SCHEDULER,
 )
 NEEDED_BYTES = 3 * 1024**3
 
@@ -65,10 +66,14 @@ class Cluster:
 
     def _keep(self, state: State, decision: decide.Decision, nodes: int, options: Dict[str, Any]) -> str:
         if nodes < len(state.nodes):
-            raise ClusterError(f"the cluster has {len(state.nodes)} nodes: run `cluster.py down` before asking for {nodes}")
+            raise ClusterError(
+                f"the cluster has {len(state.nodes)} nodes: run `cluster.py down` before asking for {nodes}"
+            )
         changed = sorted(key for key, value in options.items() if value is not None and state.options.get(key) != value)
         if changed:
-            raise ClusterError(f"the cluster runs with other values of {', '.join(changed)}: run `cluster.py down` first")
+            raise ClusterError(
+                f"the cluster runs with other values of {', '.join(changed)}: run `cluster.py down` first"
+            )
         action = decision.action
         added = [number for number in range(1, nodes + 1) if number not in state.nodes]
         if action == "keep" and not added:
@@ -87,8 +92,12 @@ class Cluster:
         plan = choose(self.paths.name, netns.taken_ranges())
         version = programs.version()
         state = State(
-            plan=plan, boot_id=boot_id(), host_port=host_port(port), version=f"{version[0]}.{version[1]}",
-            nodes=list(range(1, nodes + 1)), options={key: value for key, value in options.items() if value is not None},
+            plan=plan,
+            boot_id=boot_id(),
+            host_port=host_port(port),
+            version=f"{version[0]}.{version[1]}",
+            nodes=list(range(1, nodes + 1)),
+            options={key: value for key, value in options.items() if value is not None},
         )
         state.save(self.paths.record)
         with step("keys, certificates and tokens"):
@@ -132,22 +141,31 @@ class Cluster:
         for name in (control_plane.CONTROLLER_MANAGER, control_plane.SCHEDULER):
             self._start_control(state, name, commands[name])
         with step("nodes ready"):
-            for number in state.nodes:
-                self._assign_pod_subnet(state, number)
+            self._assign_pod_subnets(state)
             self._wait_ready(state)
 
-    def _assign_pod_subnet(self, state: State, number: int) -> None:
+    def _assign_pod_subnets(self, state: State) -> None:
         """A kubelet that sees its node's pod subnet reports ready at once, else only with its next regular report.
 
-        Nodes cannot be made beforehand with it: a kubelet of 1.20 crashes on a node that has no capacity yet.
+        Nodes cannot be made beforehand with it: a kubelet of 1.20 crashes on a node that has no capacity yet. Nor
+        may it come within a second of the start, when the kubelet has not looked at its containers and reports that.
         """
-        api, path = Api(self.paths.kubeconfig), f"/api/v1/nodes/{state.plan.node_name(number)}"
-        wait(lambda: state.plan.node_name(number) in api.nodes(), f"registration of node {number}", 60,
-             failed=lambda: first_ended(state, list(state.processes)))
-        subnet = state.plan.pod_subnet(number)
-        if not api.request("GET", path)["spec"].get("podCIDR"):
-            spec = {"podCIDR": subnet, "podCIDRs": [subnet]}
-            api.request("PATCH", path, {"spec": spec}, content="application/strategic-merge-patch+json")
+        api = Api(self.paths.kubeconfig)
+        names = {state.plan.node_name(number): state.plan.pod_subnet(number) for number in state.nodes}
+        wait(
+            lambda: api.nodes().keys() >= names.keys(),
+            "registration of nodes",
+            60,
+            failed=lambda: first_ended(state, list(state.processes)),
+        )
+        new = [name for name in names if not api.request("GET", f"/api/v1/nodes/{name}")["spec"].get("podCIDR")]
+        if new:
+            time.sleep(1.5)
+        for name in new:
+            spec = {"podCIDR": names[name], "podCIDRs": [names[name]]}
+            api.request(
+                "PATCH", f"/api/v1/nodes/{name}", {"spec": spec}, content="application/strategic-merge-patch+json"
+            )
 
     def _control_commands(self, programs: Binaries, state: State) -> Dict[str, List[str]]:
         plan, pki = state.plan, self.paths.pki
@@ -155,17 +173,32 @@ class Cluster:
         timings = control_plane.Timings.from_options(state.options)
         space = netns.FOLDER / plan.control_namespace
         inside = {
-            control_plane.ETCD: control_plane.etcd(programs, self.paths.state / "etcd", client_port=2379, peer_port=2380),
+            control_plane.ETCD: control_plane.etcd(
+                programs, self.paths.state / "etcd", client_port=2379, peer_port=2380
+            ),
             control_plane.API_SERVER: control_plane.api_server(
-                programs, pki, etcd_port=2379, port=API_PORT, bind="0.0.0.0", services=plan.services,
-                advertise=plan.control_address, timings=timings),
+                programs,
+                pki,
+                etcd_port=2379,
+                port=API_PORT,
+                bind="0.0.0.0",
+                services=plan.services,
+                advertise=plan.control_address,
+                timings=timings,
+            ),
             control_plane.CONTROLLER_MANAGER: control_plane.controller_manager(programs, pki, version, timings),
             control_plane.SCHEDULER: control_plane.scheduler(programs, pki),
         }
         commands = {name: netns.enter(plan.control_namespace, argv) for name, argv in inside.items()}
         program = Path(__file__).with_name("forwarder.py")
         commands[FORWARDER] = [
-            sys.executable, str(program), str(state.host_port), str(space), plan.control_address, str(API_PORT)]
+            sys.executable,
+            str(program),
+            str(state.host_port),
+            str(space),
+            plan.control_address,
+            str(API_PORT),
+        ]
         return commands
 
     def _start_control(self, state: State, name: str, argv: List[str]) -> None:
@@ -177,8 +210,13 @@ class Cluster:
 
     def _write_kubeconfig(self, state: State) -> None:
         credentials.write_kubeconfig(
-            self.paths.kubeconfig, server=f"https://127.0.0.1:{state.host_port}", authority=self.paths.pki / "ca.crt",
-            token=credentials.read_tokens(self.paths.pki)[credentials.ADMIN], cluster=self.paths.name, user=credentials.ADMIN)
+            self.paths.kubeconfig,
+            server=f"https://127.0.0.1:{state.host_port}",
+            authority=self.paths.pki / "ca.crt",
+            token=credentials.read_tokens(self.paths.pki)[credentials.ADMIN],
+            cluster=self.paths.name,
+            user=credentials.ADMIN,
+        )
 
     def _wait_api(self, state: State) -> None:
         if not self.paths.kubeconfig.exists():
@@ -190,8 +228,12 @@ class Cluster:
         self._wait_api(state)
         api = Api(self.paths.kubeconfig)
         names = {state.plan.node_name(number) for number in state.nodes}
-        wait(lambda: {name for name, ready in api.nodes().items() if ready} >= names, "nodes", 90,
-             failed=lambda: first_ended(state, list(state.processes)))
+        wait(
+            lambda: {name for name, ready in api.nodes().items() if ready} >= names,
+            "nodes",
+            90,
+            failed=lambda: first_ended(state, list(state.processes)),
+        )
         # Pods are refused until the controller manager has made their service account.
         wait(lambda: has_service_account(api), "service account 'default'", 30)
 
@@ -251,56 +293,32 @@ class Cluster:
             raise ClusterError(f"cluster {self.paths.name!r} is not up: run `python3 cluster/cluster.py up`")
         return state
 
-    # -- status and down ----------------------------------------------------------------------------------------
+    # -- facts and down ----------------------------------------------------------------------------------------
 
     def facts(self, state: Optional[State]) -> decide.Facts:
         running = {name for name, p in state.processes.items() if processes.alive(p)} if state is not None else set()
         known = netns.of_cluster(self.paths.name)
         return decide.Facts(
-            state=state, boot_id=boot_id(), alive=running, namespaces={name for name in known if netns.exists(name)},
-            strays=len(teardown.strays(self.paths)) + len(cgroups.left(self.paths.name)) + len(known),
+            state=state,
+            boot_id=boot_id(),
+            alive=running,
+            namespaces={name for name in known if netns.exists(name)},
+            strays=len(teardown.strays(self.paths))
+            + len(cgroups.left(self.paths.name))
+            + len(known)
+            + int(state is None and self.paths.state.exists()),
         )
 
-    def status(self) -> Dict[str, Any]:
-        """What runs, as data; `up` is true when every process runs and every node is ready."""
-        state = State.load(self.paths.record)
-        if state is None:
-            return {"name": self.paths.name, "up": False, "reason": "no such cluster", "remains": self.facts(None).strays}
-        api = Api(self.paths.kubeconfig)
-        ready = api.nodes()
-        rows = {
-            name: {"pid": p.pid, "running": processes.alive(p), "resident_bytes": processes.resident_bytes(p.pid) if processes.alive(p) else 0}
-            for name, p in state.processes.items()
-        }
-        nodes = [
-            {
-                "name": state.plan.node_name(number), "number": number, "address": state.plan.node_address(number),
-                "ready": ready.get(state.plan.node_name(number), False),
-                "powered": bool(rows.get(f"{HOLDER}-{number}", {}).get("running")), "link": netns.link_is_up(state.plan, number),
-            }
-            for number in state.nodes
-        ]
-        up = all(row["running"] for row in rows.values()) and all(node["ready"] for node in nodes) and api.ready()
-        return {
-            "name": self.paths.name, "up": up, "version": state.version, "kubeconfig": str(self.paths.kubeconfig),
-            "server": api.server, "plan": state.plan.to_json(), "options": state.options, "nodes": nodes, "processes": rows,
-            "resident_bytes": sum(int(row["resident_bytes"]) for row in rows.values()),
-        }
-
     def down(self) -> bool:
-        """Leave nothing; True when there was something. Needs root only when there is something."""
-        if not self.paths.lock.parent.exists() and not self._traces():
+        """Leave nothing; True when there was something. Needs root only then."""
+        if not self.paths.state.exists() and not self._traces():
+            self.paths.kubeconfig.unlink(missing_ok=True)
             return False
-        if not os.access(self.paths.lock.parent if self.paths.lock.parent.exists() else "/", os.W_OK) or os.geteuid() != 0:
-            if not self._traces() and not self.paths.state.exists():
-                return False
-            require_root()
+        require_root()
         with locked(self.paths):
-            state = State.load(self.paths.record)
-            existed = self.paths.state.exists() or self._traces()
-            teardown.remove_everything(self.paths, state)
+            teardown.remove_everything(self.paths, State.load(self.paths.record))
             teardown.forget_lock(self.paths)
-            return existed
+        return True
 
     def _traces(self) -> bool:
         return bool(netns.of_cluster(self.paths.name) or cgroups.left(self.paths.name) or teardown.strays(self.paths))
@@ -320,39 +338,3 @@ def has_service_account(api: Api) -> bool:
         return bool(api.request("GET", "/api/v1/namespaces/default/serviceaccounts/default"))
     except OSError:
         return False
-
-
-def require_root() -> None:
-    if os.geteuid() != 0:
-        raise ClusterError("network namespaces, mounts and cgroups need root: run with sudo, or set KUBECONFIG to a cluster")
-
-
-def check_machine() -> None:
-    """Raise with one line when namespaces, mounts or cgroups cannot be made here."""
-    if not sys.platform.startswith("linux"):
-        raise ClusterError(f"the built-in cluster needs Linux, this is {sys.platform}: set KUBECONFIG, or install Docker and kind")
-    debian.require_debian("the built-in cluster")
-    cgroups.require()
-    if not Path("/dev/kmsg").exists():
-        raise ClusterError("/dev/kmsg is missing, which kubelets read: in a container, run it with --device /dev/kmsg")
-    if shutil.which("unshare") is not None and not succeeds(["unshare", "--net", "--mount", "true"]):
-        raise ClusterError("cannot make namespaces (capability SYS_ADMIN is missing): in a container, run it with --privileged")
-
-
-def host_port(wanted: int) -> int:
-    """The port on this machine's loopback: the one asked for, else 6443, else any free one."""
-    if wanted and not port_is_free(wanted):
-        raise ClusterError(f"--port {wanted} is in use on 127.0.0.1: choose another or leave it out")
-    if wanted:
-        return wanted
-    return API_PORT if port_is_free(API_PORT) else free_ports(1)[0]
-
-
-def port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

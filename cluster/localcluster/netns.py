@@ -94,8 +94,10 @@ def of_cluster(name: str) -> List[str]:
     if not FOLDER.is_dir():
         return []
     return sorted(
-        entry.name for entry in FOLDER.iterdir()
-        if entry.name == f"{name}-control" or (entry.name.startswith(f"{name}-node") and entry.name[len(name) + 5:].isdigit())
+        entry.name
+        for entry in FOLDER.iterdir()
+        if entry.name == f"{name}-control"
+        or (entry.name.startswith(f"{name}-node") and entry.name[len(name) + 5 :].isdigit())
     )
 
 

@@ -50,12 +50,26 @@ class Node:
         for setting, value in node_config.KERNEL_SETTINGS.items():
             node_config.kernel_setting_file(folder, setting).write_text(value + "\n")
         options = self.state.options
-        (folder / "containerd.toml").write_text(node_config.containerd(
-            folder, self.binaries, snapshotter=snapshotter(folder), may_lower_oom_score=has_capability(CAP_SYS_RESOURCE)))
+        (folder / "containerd.toml").write_text(
+            node_config.containerd(
+                folder,
+                self.binaries,
+                snapshotter=snapshotter(folder),
+                may_lower_oom_score=has_capability(CAP_SYS_RESOURCE),
+            )
+        )
         (folder / "cni" / "10-pods.conflist").write_text(node_config.cni(self.plan, self.number, netns.MTU))
         (folder / "resolv.conf").write_text("# This cluster has no DNS, and nothing here may ask the outside world.\n")
-        (folder / "kubelet.json").write_text(node_config.kubelet(
-            self.plan, self.number, self.paths.pki, folder, Timings.from_options(options), int(options.get("max_pods") or 110)))
+        (folder / "kubelet.json").write_text(
+            node_config.kubelet(
+                self.plan,
+                self.number,
+                self.paths.pki,
+                folder,
+                Timings.from_options(options),
+                int(options.get("max_pods") or 110),
+            )
+        )
         cgroups.create(self.plan.cgroup(self.number))
 
     def start(self, version: Tuple[int, int]) -> None:
@@ -67,14 +81,21 @@ class Node:
             ready = self.folder / "furnished"
             ready.unlink(missing_ok=True)
             script = node_config.mount_script(self.folder, ready)
-            enter = netns.enter(self.plan.node_namespace(self.number), ["unshare", "--mount", "--propagation", "private", "sh", "-c", script])
+            enter = netns.enter(
+                self.plan.node_namespace(self.number),
+                ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+            )
             self._start(HOLDER, enter)
             wait(ready.exists, f"mount namespace of {self.name}", 20, failed=self._ended(HOLDER))
         self.start_containerd()
         pki = self.paths.pki
         if self.running(KUBELET) is None:
-            self._start(KUBELET, self._enter(node_config.kubelet_command(
-                self.binaries, self.plan, self.number, pki, self.folder, version)))
+            self._start(
+                KUBELET,
+                self._enter(
+                    node_config.kubelet_command(self.binaries, self.plan, self.number, pki, self.folder, version)
+                ),
+            )
         if self.running(PROXY) is None:
             self._start(PROXY, self._enter(node_config.proxy_command(self.binaries, self.plan, self.number, pki)))
 
@@ -113,7 +134,9 @@ class Node:
 
     def ctr(self, *arguments: str) -> List[str]:
         """Command line of containerd's own client on this node."""
-        return self._enter([self.binaries.path("ctr"), "--address", node_config.CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments])
+        return self._enter(
+            [self.binaries.path("ctr"), "--address", node_config.CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments]
+        )
 
     def images(self) -> Dict[str, str]:
         """Digest by image name, as containerd has them."""
@@ -133,13 +156,16 @@ class Node:
         run(self.ctr("images", "import", "--snapshotter", snapshotter(self.folder), str(path.absolute())), timeout=600)
         absent = sorted(set(wanted) - set(self.images()))
         if absent:
-            raise ClusterError(f"{path}: containerd of {self.name} imported it under other names than {', '.join(absent)}")
+            raise ClusterError(
+                f"{path}: containerd of {self.name} imported it under other names than {', '.join(absent)}"
+            )
         return True
 
     def _start(self, role: str, argv: List[str], env: Optional[Dict[str, str]] = None) -> None:
         name = self.process_name(role)
         self.state.processes[name] = processes.start(
-            argv, self.paths.logs / f"{name}.log", owner=self.owner, node=self.number, env=env)
+            argv, self.paths.logs / f"{name}.log", owner=self.owner, node=self.number, env=env
+        )
         # Saved at once: a crash of this program must not leave processes that nobody has written down.
         self.state.save(self.paths.record)
 
@@ -153,7 +179,9 @@ class Node:
     def _ended(self, role: str) -> Callable[[], Optional[str]]:
         def check() -> Optional[str]:
             process = self.state.processes[self.process_name(role)]
-            return None if processes.alive(process) else f"{role} of {self.name} ended while starting: see {process.log}"
+            return (
+                None if processes.alive(process) else f"{role} of {self.name} ended while starting: see {process.log}"
+            )
 
         return check
 

@@ -15,14 +15,20 @@ CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 # Paths that are fixed in the programs, or shorter this way than the 107 bytes a socket path may have. Inside the
 # node's private mount namespace each is the node's own: kept on disk, or gone with the node as at a reboot.
 ON_DISK = {
-    "/var/lib/containerd": "containerd", "/var/lib/kubelet": "kubelet", "/var/log/pods": "pod-logs",
+    "/var/lib/containerd": "containerd",
+    "/var/lib/kubelet": "kubelet",
+    "/var/log/pods": "pod-logs",
     "/var/log/containers": "container-logs",
 }
 IN_MEMORY = ("/run/containerd", "/run/netns", "/var/lib/cni")
 # What the kubelet would otherwise set on the whole machine: it finds these values already there instead.
 KERNEL_SETTINGS = {
-    "vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
-    "kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
 }
 
 
@@ -33,7 +39,9 @@ def mount_script(folder: Path, ready: Path) -> str:
         lines.append(f"mount --bind '{folder / name}' {target}")
     lines += [f"mount -t tmpfs -o mode=0755 trireme {target}" for target in IN_MEMORY]
     for setting in KERNEL_SETTINGS:
-        lines.append(f"[ ! -e /proc/sys/{setting} ] || mount --bind '{kernel_setting_file(folder, setting)}' /proc/sys/{setting}")
+        lines.append(
+            f"[ ! -e /proc/sys/{setting} ] || mount --bind '{kernel_setting_file(folder, setting)}' /proc/sys/{setting}"
+        )
     lines += [f"touch '{ready}'", "exec sleep infinity"]
     return "\n".join(lines)
 
@@ -64,7 +72,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        BinaryName = "{binaries.path('runc')}"
+        BinaryName = "{binaries.path("runc")}"
         SystemdCgroup = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{binaries.cni}"
@@ -75,14 +83,21 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 def cni(plan: Plan, number: int, mtu: int) -> str:
     """Pods are cabled point to point and routed, so that service addresses work between pods of one node too."""
     config = {
-        "cniVersion": "0.4.0", "name": plan.name,
-        "plugins": [{
-            "type": "ptp", "ipMasq": False, "mtu": mtu,
-            "ipam": {
-                "type": "host-local", "dataDir": "/var/lib/cni/networks",
-                "ranges": [[{"subnet": plan.pod_subnet(number)}]], "routes": [{"dst": "0.0.0.0/0"}],
-            },
-        }],
+        "cniVersion": "0.4.0",
+        "name": plan.name,
+        "plugins": [
+            {
+                "type": "ptp",
+                "ipMasq": False,
+                "mtu": mtu,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": "/var/lib/cni/networks",
+                    "ranges": [[{"subnet": plan.pod_subnet(number)}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            }
+        ],
     }
     return json.dumps(config, indent=1)
 
@@ -90,15 +105,28 @@ def cni(plan: Plan, number: int, mtu: int) -> str:
 def kubelet(plan: Plan, number: int, pki: Path, folder: Path, timings: Timings, max_pods: int) -> str:
     """KubeletConfiguration (JSON is YAML). Images are only ever imported, so the kubelet must never delete one."""
     config: Dict[str, Any] = {
-        "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
         "authentication": {
-            "anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": f"{pki}/ca.crt"}},
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": f"{pki}/ca.crt"},
+        },
         "authorization": {"mode": "Webhook"},
-        "cgroupDriver": "cgroupfs", "cgroupRoot": plan.cgroup(number), "failSwapOn": False,
-        "resolvConf": f"{folder}/resolv.conf", "clusterDomain": "cluster.local", "maxPods": max_pods,
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": plan.cgroup(number),
+        "failSwapOn": False,
+        "resolvConf": f"{folder}/resolv.conf",
+        "clusterDomain": "cluster.local",
+        "maxPods": max_pods,
         "volumePluginDir": f"{folder}/volume-plugins",
         "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
+        },
         "healthzBindAddress": "127.0.0.1",
     }
     if timings.node_status is not None:
@@ -110,10 +138,15 @@ def kubelet(plan: Plan, number: int, pki: Path, folder: Path, timings: Timings, 
     return json.dumps(config, indent=1)
 
 
-def kubelet_command(binaries: Binaries, plan: Plan, number: int, pki: Path, folder: Path, version: Tuple[int, int]) -> List[str]:
+def kubelet_command(
+    binaries: Binaries, plan: Plan, number: int, pki: Path, folder: Path, version: Tuple[int, int]
+) -> List[str]:
     argv = [
-        binaries.path("kubelet"), f"--config={folder}/kubelet.json", f"--kubeconfig={pki}/{plan.node_name(number)}.kubeconfig",
-        f"--hostname-override={plan.node_name(number)}", f"--node-ip={plan.node_address(number)}",
+        binaries.path("kubelet"),
+        f"--config={folder}/kubelet.json",
+        f"--kubeconfig={pki}/{plan.node_name(number)}.kubeconfig",
+        f"--hostname-override={plan.node_name(number)}",
+        f"--node-ip={plan.node_address(number)}",
         f"--container-runtime-endpoint=unix://{CONTAINERD_SOCKET}",
     ]
     # Else the kubelet would look into a Docker that is the user's.
@@ -128,7 +161,13 @@ def kubelet_command(binaries: Binaries, plan: Plan, number: int, pki: Path, fold
 def proxy_command(binaries: Binaries, plan: Plan, number: int, pki: Path) -> List[str]:
     """kube-proxy; connection-tracking limits belong to the machine and are left alone."""
     return [
-        binaries.path("kube-proxy"), f"--kubeconfig={pki}/proxy.kubeconfig", f"--hostname-override={plan.node_name(number)}",
-        "--proxy-mode=iptables", f"--cluster-cidr={plan.pods}", "--conntrack-max-per-core=0",
-        "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--oom-score-adj=0",
+        binaries.path("kube-proxy"),
+        f"--kubeconfig={pki}/proxy.kubeconfig",
+        f"--hostname-override={plan.node_name(number)}",
+        "--proxy-mode=iptables",
+        f"--cluster-cidr={plan.pods}",
+        "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0",
+        "--conntrack-tcp-timeout-close-wait=0",
+        "--oom-score-adj=0",
     ]

@@ -17,7 +17,18 @@ from .report import ClusterError
 from .shell import run
 
 # What decides where packages come from and whether to trust it; other settings are the user's own taste.
-CARRIED = ("cert", "client-cert", "extra-index-url", "find-links", "index-url", "no-index", "proxy", "retries", "timeout", "trusted-host")
+CARRIED = (
+    "cert",
+    "client-cert",
+    "extra-index-url",
+    "find-links",
+    "index-url",
+    "no-index",
+    "proxy",
+    "retries",
+    "timeout",
+    "trusted-host",
+)
 PATHS = ("cert", "client-cert", "extra-index-url", "find-links", "index-url")
 LISTS = ("extra-index-url", "find-links", "trusted-host")
 # Other programs than pip find the CA bundle by these, where a Dockerfile passes them on.
@@ -38,14 +49,18 @@ class PipSettings:
     def pip_conf(self) -> str:
         lines = ["[global]"]
         for name, values in sorted(self.settings.items()):
-            lines.append(f"{name} =" + (f" {values[0]}" if len(values) == 1 else "".join(f"\n    {value}" for value in values)))
+            lines.append(
+                f"{name} =" + (f" {values[0]}" if len(values) == 1 else "".join(f"\n    {value}" for value in values))
+            )
         return "\n".join(lines) + "\n"
 
     def build_arguments(self) -> Dict[str, str]:
         """PIP_* (and CA bundle) values for Dockerfiles that declare them with ARG."""
-        arguments = {"PIP_" + name.upper().replace("-", "_"): " ".join(values) for name, values in self.settings.items()}
+        arguments = {
+            "PIP_" + name.upper().replace("-", "_"): " ".join(values) for name, values in self.settings.items()
+        }
         if "cert" in self.settings:
-            arguments.update({name: self.settings["cert"][0] for name in CA_VARIABLES})
+            arguments.update(dict.fromkeys(CA_VARIABLES, self.settings["cert"][0]))
         return arguments
 
 
@@ -90,7 +105,7 @@ def from_options(options: Mapping[str, List[str]]) -> PipSettings:
             if path:
                 outside = _mount_point(path)
                 inside = mounts.setdefault(outside, f"{INSIDE}/{len(mounts)}")
-                value = ("file://" if value.startswith("file:") else "") + inside + path[len(outside):]
+                value = ("file://" if value.startswith("file:") else "") + inside + path[len(outside) :]
             settings.setdefault(option, []).append(value)
     return PipSettings(settings, sorted(mounts.items()))
 
@@ -109,5 +124,8 @@ def of_this_machine() -> PipSettings:
         except ClusterError:
             continue
     variables = "".join(
-        f":env:.{name[4:].lower().replace('_', '-')}={shlex.quote(value)}\n" for name, value in os.environ.items() if name.startswith("PIP_"))
+        f":env:.{name[4:].lower().replace('_', '-')}={shlex.quote(value)}\n"
+        for name, value in os.environ.items()
+        if name.startswith("PIP_")
+    )
     return from_options(parse_config_list(variables))

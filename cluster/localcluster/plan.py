@@ -32,7 +32,7 @@ class Plan:
     @classmethod
     def within(cls, name: str, block: str) -> "Plan":
         """Lay the three ranges out in one /14."""
-        network = ipaddress.ip_network(block)
+        network = ipaddress.IPv4Network(block)
         first, second, third = list(network.subnets(new_prefix=16))[:3]
         return cls(
             name=name,
@@ -114,5 +114,7 @@ def choose(name: str, taken: Iterable[str]) -> Plan:
         if not overlaps(block, used):
             return Plan.within(name, block)
     raise ClusterError(
-        "no free address range: " + ", ".join(CANDIDATES) + " all overlap routes of this machine; remove one or use KUBECONFIG"
+        "no free address range: "
+        + ", ".join(CANDIDATES)
+        + " all overlap routes of this machine; remove one or use KUBECONFIG"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,8 +30,13 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as sink:
         child = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-            env=environment(marks), start_new_session=True, cwd="/",
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment(marks),
+            start_new_session=True,
+            cwd="/",
         )
     started = start_time(child.pid)
     if started is None:
@@ -93,10 +99,8 @@ def kill_all(pids: Iterable[int], timeout: float = 15.0) -> int:
     deadline = time.monotonic() + timeout
     while living:
         for pid in living:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         _reap(living)
         time.sleep(0.02)
         living = {pid for pid in living if start_time(pid) == births[pid]}
@@ -116,7 +120,5 @@ def resident_bytes(pid: int) -> int:
 def _reap(pids: Iterable[int]) -> None:
     """Collect those that were our own children; any other child belongs to whoever imported this module."""
     for pid in pids:
-        try:
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass

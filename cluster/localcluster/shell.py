@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -40,21 +41,19 @@ def run(
 
     Raises ClusterError naming the program and the last line it printed.
     """
-    full_env = environment(env)
     try:
-        if log is not None:
-            with open(log, "ab") as sink:
-                done = subprocess.run(
-                    list(argv), cwd=cwd, env=full_env, stdout=sink, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL, timeout=timeout, check=False,
-                )
-            output = ""
-        else:
+        with open(log, "ab") if log is not None else nullcontext(subprocess.PIPE) as sink:
             done = subprocess.run(
-                list(argv), cwd=cwd, env=full_env, capture_output=True, text=True, input=stdin or "",
-                timeout=timeout, check=False,
+                list(argv),
+                cwd=cwd,
+                env=environment(env),
+                stdout=sink,
+                stderr=subprocess.STDOUT if log is not None else subprocess.PIPE,
+                text=True,
+                input=stdin or "",
+                timeout=timeout,
+                check=False,
             )
-            output = done.stdout
     except FileNotFoundError as error:
         raise ClusterError(f"program {argv[0]!r} is not installed") from error
     except subprocess.TimeoutExpired as error:
@@ -62,7 +61,7 @@ def run(
     if done.returncode != 0:
         detail = f"see {log}" if log is not None else _last_line(done.stderr or done.stdout)
         raise ClusterError(f"{_short(argv)} failed with exit code {done.returncode}: {detail}")
-    return output
+    return done.stdout or ""
 
 
 def succeeds(argv: Sequence[str]) -> bool:

@@ -80,7 +80,9 @@ def locked(paths: ClusterPaths) -> Iterator[None]:
         try:
             handle = open(paths.lock, "w")  # noqa: SIM115 - the descriptor is the lock and closes below
         except PermissionError as error:
-            raise ClusterError(f"{paths.lock} belongs to another user: run as that user, or set TRIREME_CLUSTER_DIR") from error
+            raise ClusterError(
+                f"{paths.lock} belongs to another user: run as that user, or set TRIREME_CLUSTER_DIR"
+            ) from error
         fcntl.flock(handle, fcntl.LOCK_EX)
         # `down` removes the file while it holds it, and then this is a lock on nothing: take the new one.
         if paths.lock.exists() and os.fstat(handle.fileno()).st_ino == paths.lock.stat().st_ino:

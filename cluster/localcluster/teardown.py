@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import List, Optional
 
@@ -42,15 +43,11 @@ def remove_everything(paths: ClusterPaths, state: Optional[State]) -> None:
 
 def _remove_if_empty(folder: Path) -> None:
     """Only what we made and nobody has filled since."""
-    try:
+    with contextlib.suppress(OSError):
         folder.rmdir()
-    except OSError:
-        pass
 
 
 def forget_lock(paths: ClusterPaths) -> None:
     """Remove the lock file and the folder of clusters when this was the last one."""
     paths.lock.unlink(missing_ok=True)
     _remove_if_empty(clusters_dir())
-
-
