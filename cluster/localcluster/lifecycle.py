@@ -66,9 +66,7 @@ class Cluster:
 
     def _keep(self, state: State, decision: decide.Decision, nodes: int, options: Dict[str, Any]) -> str:
         if nodes < len(state.nodes):
-            raise ClusterError(
-                f"the cluster has {len(state.nodes)} nodes: run `cluster.py down` before asking for {nodes}"
-            )
+            say(f"  note: the cluster has {len(state.nodes)} nodes and keeps them; `down` first for fewer")
         changed = sorted(key for key, value in options.items() if value is not None and state.options.get(key) != value)
         if changed:
             raise ClusterError(
