@@ -234,7 +234,7 @@ class LastFailure(Status):
 class EnergyStatus(Status):
     joules: float = 0.0
     source: str = "missing"
-    """nvml | nvml-power | rapl | declared | missing; the weakest of the components."""
+    """nvml | nvml-power | rapl | declared | missing; the weakest of the components that have a number."""
     by_pod: dict[str, float] = Field(default_factory=dict)
     """Joules of each live pod, so that a counter is added once; ended pods are in joules only."""
 

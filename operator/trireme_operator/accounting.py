@@ -106,8 +106,12 @@ def _energy(status: TrainingJobStatus, seen: Observed) -> None:
 
 
 def weakest(reading: Mapping[str, EnergyReading], before: str | None = None) -> str:
-    """The least trustworthy source among the components, and of what is already in the sum."""
-    names = [part.source for part in reading.values()] + ([before] if before in _SOURCES[:-1] else [])
+    """The least trustworthy source among the components that have a number, and of what is already in the sum.
+
+    A component without one is no part of the sum; its own metric says `missing`.
+    """
+    names = [part.source for part in reading.values() if part.joules is not None]
+    names += [before] if before in _SOURCES[:-1] else []
     return max(names, key=lambda name: _SOURCES.index(name) if name in _SOURCES else len(_SOURCES), default="missing")
 
 

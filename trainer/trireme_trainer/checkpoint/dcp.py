@@ -19,7 +19,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -229,6 +234,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Knows the classes of DCP metadata, torch's dtypes and layouts, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # how Python before 3.11.4 pickles a member of an enum
         allowed = (
             (module == _METADATA_MODULE and name in _METADATA_CLASSES)
             or (module == "torch.distributed.checkpoint.filesystem" and name == "_StorageInfo")
@@ -239,6 +246,13 @@ class _MetadataUnpickler(pickle.Unpickler):
         if not allowed:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
         return super().find_class(module, name)
+
+
+def _member(kind: Any, name: str) -> Any:
+    """`getattr` for members of the one enum of DCP metadata; anything else could reach further."""
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(f"attribute {name!r} has no place in a checkpoint")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 def _is_dtype(name: str) -> bool:
