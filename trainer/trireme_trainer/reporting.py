@@ -79,6 +79,11 @@ class Reporter:
         if self._logbook:
             self._logbook.event(name, **fields)
 
+    def ended(self, step: int, peak_memory: int) -> None:
+        """`peak_memory`: bytes on this rank's device."""
+        seconds = {label: round(spent, 3) for label, spent in self.meter.seconds.items()}
+        self.event("ended", step=step, seconds=seconds, peakMemoryBytes=peak_memory)
+
     def checkpoint_blocked(self, seconds: float) -> None:
         if self._metrics:
             self._metrics.checkpoint(blocked=seconds)

@@ -105,7 +105,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         saver.finish(done, reporter)
         saver.close()
         pulse.beat("done", step=done)
-        reporter.event("ended", step=done, seconds={k: round(v, 3) for k, v in reporter.meter.seconds.items()})
+        reporter.ended(done, world.peak_memory())
         if done >= recipe.total_steps:
             return ExitCode.DONE
         if not saver.keeps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class World:
         world = dist.group.WORLD
         for group in {id(g): g for g in (world, *groups) if g is not None}.values():
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    def peak_memory(self) -> int:
+        """Bytes this rank held at most: allocated on its GPU, or resident where it computes on CPUs."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def barrier(self) -> None:
         if self.size > 1:
