@@ -37,6 +37,7 @@ class Saver:
         self._mixture = mixture
         self._model = model
         self._optimizer = optimizer
+        self._announced = settings.resume
         self._checkpointer: Checkpointer | None = None
         if settings.checkpoint:
             self._checkpointer = Checkpointer(
@@ -53,7 +54,9 @@ class Saver:
     def resume(self, reporter: Reporter) -> int:
         """Weights and optimiser from the newest good checkpoint, or initial values. Returns optimiser steps done."""
         state = self._state()
-        loaded = self._checkpointer.load(state) if self._checkpointer else None
+        loaded = self._checkpointer.load(state, known=self._announced) if self._checkpointer else None
+        for path in self._checkpointer.abandoned if self._checkpointer else ():
+            reporter.event("checkpoint-abandoned", path=path, reason="cut short by the end of an earlier attempt")
         if loaded is None:
             initialise(self._model, self._recipe.seed)
             log.info("starting from initial values, seed %d", self._recipe.seed)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from trireme_api.protocol import Env
+from trireme_api.protocol import CheckpointRef, Env
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import problems
 
@@ -39,6 +39,8 @@ class Settings:
     """Where the step log goes when there is no checkpoint directory to put it beside."""
     job: str = ""
     namespace: str = ""
+    resume: CheckpointRef | None = None
+    """The newest checkpoint announced so far: finding none at all where there was one means a wrong volume."""
     owner: str = ""
     """Whose attempts `attempt` counts: the job's UID."""
     compile_backend: str = "inductor"
@@ -71,6 +73,7 @@ class Settings:
             log_dir=_path(env, Env.LOG_DIR),
             job=env.get(Env.JOB, ""),
             namespace=env.get(Env.NAMESPACE, ""),
+            resume=_announced(env.get(Env.RESUME)),
             owner=env.get(Env.JOB_UID) or "/".join(filter(None, (env.get(Env.NAMESPACE), env.get(Env.JOB)))),
             compile_backend=env.get(Env.COMPILE_BACKEND, "inductor"),
             init_timeout=_seconds(env, Env.INIT_TIMEOUT, cls.init_timeout),
@@ -135,6 +138,13 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < value < 1e6:
         raise BadRecipe(f"{name}: must be seconds above 0, got {text!r}")
     return value
+
+
+def _announced(text: str | None) -> CheckpointRef | None:
+    try:
+        return CheckpointRef.from_json(json.loads(text)) if text else None
+    except ValueError as error:
+        raise BadRecipe(f"{Env.RESUME}: must be JSON with step and path: {error}") from None
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:

@@ -1,0 +1,91 @@
+"""Every command and every file the documentation names is there: what cannot be found here would fail a reader too."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from trireme_api.job import parse_spec
+from trireme_api.recipe import Recipe
+from trireme_cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)[^)]*\)")
+INLINE = re.compile(r"`((?:trireme|make) [^`\n]+)`")
+
+
+def _commands(page: Path) -> list[str]:
+    text = page.read_text()
+    found = [
+        line.split("#")[0].strip()
+        for language, body in FENCE.findall(text)
+        if language in ("sh", "bash", "console")
+        for line in body.replace("\\\n", " ").splitlines()
+    ]
+    return [command.removeprefix("$ ") for command in [*found, *INLINE.findall(FENCE.sub("", text))] if command]
+
+
+COMMANDS = sorted({(page.name, command) for page in PAGES for command in _commands(page)})
+
+
+def _make_targets() -> set[str]:
+    return set(re.findall(r"^([a-zA-Z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("make ")])
+def test_make_targets_exist(page: str, command: str) -> None:
+    words = [word for word in shlex.split(command)[1:] if "=" not in word and not word.startswith("-")]
+    unknown = set(words) - _make_targets()
+    assert not unknown, f"{page}: {command}"
+
+
+@pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("trireme ")])
+def test_trireme_commands_and_options_exist(page: str, command: str) -> None:
+    words = [word for word in shlex.split(command.replace("[", "").replace("]", ""))[1:] if word not in ("|", "…")]
+    group: click.Command = main
+    context = click.Context(main)
+    while isinstance(group, click.Group) and words and not words[0].startswith("-"):
+        for name in words.pop(0).split("|"):
+            found = group.get_command(context, name)
+            assert found is not None, f"{page}: {command}: no command {name}"
+        group = found
+    known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known.add("--help")
+    own = words[: words.index("--")] if "--" in words else words
+    options = {word.split("=")[0] for word in own if word.startswith("-")}
+    assert options <= known, f"{page}: {command}: unknown {sorted(options - known)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_manifests_in_the_text_are_valid(page: Path) -> None:
+    for language, body in FENCE.findall(page.read_text()):
+        if language != "yaml":
+            continue
+        document = yaml.safe_load(body)
+        if isinstance(document, dict) and document.get("kind") == "TrainingJob":
+            parse_spec(document["spec"])
+        elif isinstance(document, dict) and "model" in document:
+            Recipe.model_validate(document)
+
+
+def test_paths_in_commands_exist() -> None:
+    paths = {
+        (page, word)
+        for page, command in COMMANDS
+        for word in command.split()
+        if re.match(r"(manifests|benchmarks|cluster|images|demo|docs)/", word)
+    }
+    missing = [f"{page}: {word}" for page, word in sorted(paths) if not (ROOT / word).exists()]
+    assert not missing
