@@ -226,6 +226,7 @@ class LocalRun:
             "attempt": self._coordinator.attempt,
             "restarts": view.restarts,
             "progress": report.progress.to_json() if report and report.progress else None,
+            "phases": report.phases.to_json() if report and report.phases else None,
             "checkpoint": view.checkpoint.to_json() if view.checkpoint else None,
             "failures": [
                 {"attempt": f.attempt, "step": f.step, **f.failure.to_json()} for f in view.failures

@@ -131,8 +131,11 @@ def test_a_killed_rank_comes_back_and_the_loss_continues_exactly(
     again = next(row for row in _rows(tmp_path) if row["attempt"] == 2 and "loss" in row)
     assert again["step"] > EVERY, "it began at a checkpoint, not anew"
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=0, abs=1e-6)
-    seconds = again["time"] - killed
-    print(f"\nkill -9 to first new step, {' '.join(options) or 'cold'}: {seconds:.1f} s")
+    at = {"seen": failure["at"], **result["phases"]}
+    order = ["seen", "stopped", "assigned", "started", "rendezvous", "loaded", "firstStep"]
+    seconds = [f"{name} {at[name] - killed:.2f}" for name in order]
+    assert at["started"] - killed < 5.0, "the ranks are started again without delay, whatever their imports take"
+    print(f"\nseconds after kill -9, {' '.join(options) or 'cold'} start: {', '.join(seconds)}")
 
 
 @pytest.mark.timeout(600)

@@ -45,6 +45,7 @@ class Agent:
         self._link = Link(settings, self._deliver, stream.say)
         self._wake_read, self._wake_write = socket.socketpair()
         self._starts = 0
+        self._stopped_at: Optional[float] = None
         self._terminated = False
         self._report: Optional[Report] = None
         self._published: object = None
@@ -133,7 +134,7 @@ class Agent:
             return []
         ended = [self._attempt.ended(found, pod_stopping=self._terminated) for found in exits]
         if not self._supervisor.live:
-            self._attempt.phases.stopped = time.time()
+            self._stopped_at = time.time()
         for end in ended:
             if end.failure is not None and self._machine.own_doing:
                 self._stream.say(end.failure.message)
@@ -180,7 +181,7 @@ class Agent:
         if self._attempt is None or self._attempt.assignment.attempt != assignment.attempt:
             previous, self._attempt = self._attempt, Attempt(self._settings, assignment)
             if previous is not None:
-                self._attempt.phases.stopped = previous.phases.stopped
+                self._attempt.phases.stopped = self._stopped_at
                 previous.remove()
         self._attempt.assignment = assignment
         return self._attempt
