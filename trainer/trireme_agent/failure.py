@@ -80,7 +80,6 @@ class Evidence:
     """What the rank wrote into its heartbeat before it ended on purpose."""
     recorded: Optional[str] = None
     """Traceback from the error file that torch's `@record` writes."""
-    seconds_since_heartbeat: Optional[float] = None
     pod_stopping: bool = False
     """The pod had been asked to go (SIGTERM) when it happened."""
     at: Optional[float] = None
