@@ -11,7 +11,7 @@ import pytest
 import yaml
 from trireme_api.job import parse_spec
 from trireme_api.recipe import Recipe
-from trireme_cli.main import main
+from trireme_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,8 +54,8 @@ def test_make_targets_exist(page: str, command: str) -> None:
 @pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("trireme ")])
 def test_trireme_commands_and_options_exist(page: str, command: str) -> None:
     words = [word for word in shlex.split(command.replace("[", "").replace("]", ""))[1:] if word not in ("|", "…")]
-    group: click.Command = main
-    context = click.Context(main)
+    group: click.Command = cli
+    context = click.Context(cli)
     while isinstance(group, click.Group) and words and not words[0].startswith("-"):
         for name in words.pop(0).split("|"):
             found = group.get_command(context, name)
