@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trireme_api.protocol import Cause, Env, ExitCode, Failure
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gang import Gang, free_port, make_recipe
 from reference import largest_difference, train
+from trireme_api.protocol import Cause, Env, ExitCode, Failure
 
 
 def failure(gang: Gang, rank: int = 0) -> Failure:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gang import SEQUENCE, Gang, make_recipe
 from reference import largest_difference, saved_weights, train
+from torch import Tensor
 
 STEPS = 20
 SHARDINGS: list[dict[str, Any]] = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from gang import make_recipe
+from reference import fresh_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,10 +25,6 @@ from trireme_trainer.parallel.network import interface_of, local_address_towards
 from trireme_trainer.parallel.shard import shard_model
 from trireme_trainer.parallel.world import World, cpu_quota
 from trireme_trainer.settings import Settings
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from gang import make_recipe
-from reference import fresh_model
 
 
 @pytest.fixture

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from gang import SEQUENCE, SEQUENCES, Gang, make_recipe
+from reference import largest_difference, saved_weights
 from trireme_api.protocol import Cause, ExitCode
 from trireme_api.recipe import Recipe
 from trireme_trainer.data.mixture import Mixture
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from gang import SEQUENCE, SEQUENCES, Gang, make_recipe
-from reference import largest_difference, saved_weights
 
 TOKENS = SEQUENCE * SEQUENCES
 LONG = 40

@@ -23,8 +23,8 @@ NAME = "metrics.jsonl"
 class Logbook:
     """`directory`: where `metrics.jsonl` lies; None: nothing is kept.
 
-    A local or mounted directory gets one growing file. Object stores cannot append, so there each attempt rewrites
-    `metrics.attempt-A.jsonl` of its own whenever `flush` is called. A log that cannot be written never ends training.
+    A local or mounted directory gets one growing file. Object stores cannot append, so there each `flush` writes what
+    came since the last one as `metrics.attempt-A.part-N.jsonl`. A log that cannot be written never ends training.
     """
 
     def __init__(self, directory: str | None, attempt: int) -> None:
@@ -32,6 +32,7 @@ class Logbook:
         self._file: IO[str] | None = None
         self._remote: str | None = None
         self._rows: list[str] = []
+        self._parts = 0
         if directory is None:
             return
         if is_local(directory):
@@ -43,7 +44,7 @@ class Logbook:
             except OSError as error:
                 log.warning("no step log: %s: %s", path, error.strerror)
         else:
-            self._remote = f"{directory.rstrip('/')}/metrics.attempt-{attempt}.jsonl"
+            self._remote = f"{directory.rstrip('/')}/metrics.attempt-{attempt}"
 
     def step(self, **fields: Any) -> None:
         self._write(fields)
@@ -56,10 +57,12 @@ class Logbook:
         if self._remote is None or not self._rows:
             return
         try:
-            filesystem, path = open_filesystem(self._remote)
+            filesystem, path = open_filesystem(f"{self._remote}.part-{self._parts:06d}.jsonl")
             with filesystem.open(path, "w") as file:
                 file.write("".join(self._rows))
-        except Exception as error:  # whatever a storage driver may raise
+            self._rows.clear()
+            self._parts += 1
+        except Exception as error:  # whatever a storage driver may raise; the rows go with the next part
             log.warning("step log not written: %s: %s", self._remote, error)
 
     def close(self) -> None:
