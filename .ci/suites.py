@@ -125,7 +125,9 @@ def report(outcomes: Sequence[Outcome]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     known: dict[str, Callable[[], Outcome]] = {"lint": lint}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", help="of: lint " + " ".join(s.name for s in PYTEST_SUITES) + " (default: all)")
+    parser.add_argument(
+        "suites", nargs="*", help="of: lint " + " ".join(s.name for s in PYTEST_SUITES) + " (default: all)"
+    )
     parser.add_argument("--pytest", default="", help="further arguments for pytest, e.g. '-k recovery'")
     options = parser.parse_args(argv)
     for suite in PYTEST_SUITES:

@@ -14,7 +14,12 @@ from demo.report import DemoError
 # Package → its manuals as plain text: whole books, and the chapters of one before they became HTML.
 MANUALS = {
     "debian-reference-en": ("debian-reference.en.txt.gz",),
-    "debian-policy": ("policy.txt.gz", "copyright-format-1.0.txt.gz", "debconf_specification.txt.gz", "perl-policy.txt.gz"),
+    "debian-policy": (
+        "policy.txt.gz",
+        "copyright-format-1.0.txt.gz",
+        "debconf_specification.txt.gz",
+        "perl-policy.txt.gz",
+    ),
     "developers-reference": ("*.rst.txt",),
 }
 PACKAGES = tuple(MANUALS)
@@ -37,7 +42,9 @@ def corpus() -> Path:
 
 def fetch(target: Path) -> None:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise DemoError(f"the demo's corpus comes from Debian packages and apt-get is not here; set {OWN} to a directory of .txt files")
+        raise DemoError(
+            f"the demo's corpus comes from Debian packages and apt-get is not here; set {OWN} to a directory of .txt files"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = Path(scratch)

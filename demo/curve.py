@@ -69,5 +69,7 @@ def parse(lines: Iterable[str]) -> Curve:
         except ValueError:
             continue
         if isinstance(row, dict) and "event" not in row and isinstance(row.get("loss"), int | float) and "step" in row:
-            curve.rows.append(Row(int(row["step"]), int(row.get("attempt", 0)), float(row["loss"]), float(row.get("time", 0))))
+            curve.rows.append(
+                Row(int(row["step"]), int(row.get("attempt", 0)), float(row["loss"]), float(row.get("time", 0)))
+            )
     return curve

@@ -89,8 +89,17 @@ def build(image: Image) -> Built:
     built = Built(image, key(image))
     if not built.archive.exists():
         cluster_tool(
-            "images.py", "build", str(image.dockerfile), "--context", str(ROOT), "--tag", built.tag,
-            "--output", str(built.archive), "--build-arg", f"REVISION={revision()}",
+            "images.py",
+            "build",
+            str(image.dockerfile),
+            "--context",
+            str(ROOT),
+            "--tag",
+            built.tag,
+            "--output",
+            str(built.archive),
+            "--build-arg",
+            f"REVISION={revision()}",
         )
     for old in archive_folder().glob(f"{image.name}-*.tar"):
         if old != built.archive:
@@ -99,7 +108,9 @@ def build(image: Image) -> Built:
 
 
 def revision() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or "unknown"
 
 

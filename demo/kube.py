@@ -39,7 +39,9 @@ class Kube:
         command = [kubectl_path(), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *arguments]
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         try:
-            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+            done = subprocess.run(
+                command, input=text, capture_output=True, text=True, timeout=timeout, check=False, env=env
+            )
         except subprocess.TimeoutExpired:
             raise DemoError(f"kubectl {' '.join(arguments[:3])} gave no answer within {timeout:.0f} s") from None
         if check and done.returncode:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.images import Built, build_all, cluster_tool, load, with_built_images
-from demo.kube import ROOT, Kube, wait_until
+from demo.kube import ROOT, Kube
 from demo.report import DemoError, step
 
 SYSTEM = "trireme-system"
@@ -74,11 +74,3 @@ def why_not_ready(kube: Kube) -> str:
         log = kube.call("logs", pod["metadata"]["name"], "--tail=3", check=False)
         return f"{pod['metadata']['name']} says: {(log.stdout or log.stderr).strip()[-500:]}"
     return "it has no pod; see `kubectl -n trireme-system describe deployment trireme-operator`"
-
-
-def wait_for_phase(kube: Kube, job: str, phase: str, timeout: float) -> None:
-    def look() -> bool:
-        found = kube.get("trainingjob", job)
-        return bool(found) and found.get("status", {}).get("phase") == phase
-
-    wait_until(f"TrainingJob {job}: phase {phase}", look, timeout)

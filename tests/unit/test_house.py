@@ -134,7 +134,10 @@ def project_files() -> list[Path]:
     """Every file that belongs to the repository, committed or about to be."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
 
@@ -159,7 +162,9 @@ def test_files_stay_small() -> None:
 def machine_paths() -> list[str]:
     """Places that are this machine's alone, found out here rather than written down."""
     places = [str(ROOT)]
-    places += [os.environ[name] for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if os.environ.get(name)]
+    places += [
+        os.environ[name] for name in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if os.environ.get(name)
+    ]
     return [place for place in places if len(place) > 4]
 
 

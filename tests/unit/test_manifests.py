@@ -13,10 +13,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from demo.kube import kubectl_path
 from trireme_api import protocol
 from trireme_api.job import KIND, parse_spec
 from trireme_api.validation import check_job
+
+from demo.kube import kubectl_path
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -29,7 +30,9 @@ OLDEST, NEWEST = "1.26", "1.37"
 
 @cache
 def render(folder: str) -> tuple[Document, ...]:
-    done = subprocess.run([kubectl_path(), "kustomize", str(ROOT / folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [kubectl_path(), "kustomize", str(ROOT / folder)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return tuple(d for d in yaml.safe_load_all(done.stdout) if d)
 
@@ -57,7 +60,9 @@ def samples() -> Iterator[Document]:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_document_has_the_servers_schema(folder: str, version: str) -> None:
     for document in render(folder):
-        if document["kind"] not in FOREIGN and not (folder.endswith("local") and document["kind"] == "CustomResourceDefinition"):
+        if document["kind"] not in FOREIGN and not (
+            folder.endswith("local") and document["kind"] == "CustomResourceDefinition"
+        ):
             kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -105,7 +110,9 @@ def test_rights_are_the_least(folder: str) -> None:
         for group, resource, verb, names in rules(role):
             assert "*" not in (group, resource, verb), f"{name}: wildcard"
             assert verb not in ("bind", "escalate", "impersonate"), f"{name}: {verb}"
-            assert resource not in ("pods/exec", "pods/attach", "pods/portforward", "serviceaccounts/token"), f"{name}: {resource}"
+            assert resource not in ("pods/exec", "pods/attach", "pods/portforward", "serviceaccounts/token"), (
+                f"{name}: {resource}"
+            )
             if resource == "secrets":
                 assert role["kind"] == "Role", f"{name}: secrets of every namespace"
                 assert verb not in ("list", "watch"), f"{name}: reads every secret of its namespace"
@@ -220,7 +227,9 @@ def test_production_survives_a_node() -> None:
     (budget,) = of_kind(documents, "PodDisruptionBudget")
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert budget["spec"]["maxUnavailable"] == 1
-    (apart, *_) = workload["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (apart, *_) = workload["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
     assert apart["topologyKey"] == "kubernetes.io/hostname"
     assert apart["labelSelector"]["matchLabels"].items() <= labels.items()
     named(documents, "PriorityClass", workload["spec"]["template"]["spec"]["priorityClassName"])
@@ -269,4 +278,3 @@ def test_gpu_samples_ask_for_gpus_and_say_how_nodes_talk() -> None:
         assert "sharedMemory" in template
         assert [e for e in template["env"] if "NCCL" in e["name"]]
     assert {e["name"] for e in by_name["opt-1-3b"]["spec"]["template"]["env"]} >= {"NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"}
-

@@ -1,0 +1,197 @@
+"""A training run on the cluster as the demo and the end-to-end tests see it: its data, its log, its wounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo import curve
+from demo.corpus import corpus
+from demo.kube import Kube, wait_until
+from demo.report import DemoError
+from demo.target import Target
+
+VOCABULARY = 1024
+ENDED = ("Succeeded", "Failed", "Invalid")
+
+
+def prepare(folder: Path) -> dict[str, Any]:
+    """Shards of the corpus in `folder`, by the user's own command; returns their manifest."""
+    command = [
+        str(Path(sys.executable).parent / "trireme"),
+        "prepare",
+        str(corpus()),
+        "--output",
+        str(folder),
+        "--include",
+        "*.txt",
+        "--document-separator",
+        "blank-line",
+        "--vocabulary",
+        str(VOCABULARY),
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DemoError(f"trireme prepare: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    # Pods run as another user than whoever prepares.
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One TrainingJob whose checkpoints lie in a folder of this machine."""
+
+    kube: Kube
+    name: str
+    folder: Path
+
+    def job(self) -> dict[str, Any]:
+        found = self.kube.get("trainingjob", self.name)
+        if found is None:
+            raise DemoError(f"TrainingJob {self.name} is gone")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.job().get("status") or {})
+
+    def curve(self) -> curve.Curve:
+        path = self.folder / "metrics.jsonl"
+        return curve.parse(path.read_text().splitlines()) if path.exists() else curve.Curve()
+
+    def why(self) -> str:
+        """One line on what the job does, for errors."""
+        status = self.status()
+        return f"phase {status.get('phase')}, {status.get('explanation')}"
+
+    def wait_for(self, what: str, look: Callable[[], Any], timeout: float) -> Any:
+        """Like `wait_until`, but a job that has failed is not waited for."""
+
+        def watch() -> Any:
+            value = look()
+            if not value and self.status().get("phase") in ("Failed", "Invalid"):
+                raise DemoError(f"{self.name}: {self.why()}")
+            return value
+
+        return wait_until(f"{self.name}: {what}", watch, timeout, why=self.why)
+
+    def pod_of_slot(self, index: int) -> str:
+        for slot in self.status().get("slots", []):
+            if slot["index"] == index:
+                return f"{self.name}-{index}-{slot['incarnation']}"
+        raise DemoError(f"{self.name} has no slot {index}")
+
+
+# Runs inside the pod: the children of PID 1 (the agent) are the ranks.
+KILL = """
+import os, time
+ranks = []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+        words = open(f"/proc/{pid}/cmdline").read()
+    except OSError:
+        continue
+    if fields[1] == "1" and fields[0] != "Z" and WANTED in words and str(os.getpid()) != pid:
+        ranks.append(int(pid))
+assert ranks, "no rank runs in this pod"
+os.kill(min(ranks), 9)
+print(time.time(), min(ranks))
+"""
+
+
+def kill_rank(run: Run, slot: int, words: str = "trireme_trainer") -> float:
+    """SIGKILL to a rank process in the pod of a slot; returns the Unix time at which it was sent."""
+    script = KILL.replace("WANTED", repr(words))
+    out = run.kube.exec(run.pod_of_slot(slot), "python3", "-c", script, container="trainer")
+    return float(out.split()[0])
+
+
+@dataclass(frozen=True)
+class Recovery:
+    killed_at: float
+    attempt: int
+    killed_in_step: int
+    """The last step that was logged before the kill."""
+    resumed_from: int
+    first_step: int
+    seconds: float
+    """From the kill to the end of the first step of the new attempt."""
+    phases: dict[str, float]
+    """Seconds by phase, as the job's status has them."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "attempt": self.attempt,
+            "killedInStep": self.killed_in_step,
+            "resumedFromStep": self.resumed_from,
+            "firstNewStep": self.first_step,
+            "secondsFromKillToFirstNewStep": round(self.seconds, 3),
+            "phases": self.phases,
+        }
+
+
+def recover(run: Run, slot: int, timeout: float = 180) -> Recovery:
+    """Kills a rank and waits until the gang has done a step again."""
+    before = run.curve()
+    attempt = run.status()["attempt"]
+    killed_at = kill_rank(run, slot)
+
+    def first() -> curve.Row | None:
+        rows = [row for row in run.curve().rows if row.attempt > attempt]
+        return rows[0] if rows else None
+
+    row = run.wait_for("first step after the kill", first, timeout)
+
+    def phases() -> dict[str, float] | None:
+        found = (run.status().get("lastFailure") or {}).get("phases") or {}
+        return found if "firstStep" in found else None
+
+    found = run.wait_for("recovery times in status", phases, 60)
+    return Recovery(
+        killed_at=killed_at,
+        attempt=row.attempt,
+        killed_in_step=before.last_step(),
+        resumed_from=row.step - 1,
+        first_step=row.step,
+        seconds=row.time - killed_at,
+        phases=found,
+    )
+
+
+def fresh(target: Target, manifest: Path, name: str) -> Run:
+    """Removes an earlier job of the name with its checkpoints, then applies the manifest."""
+    checkpoints = target.claim("checkpoints", target.kube.namespace)
+    target.kube.delete("trainingjob", name)
+    wait_until(
+        f"pods of an earlier {name}: end", lambda: not target.kube.items("pods", f"trireme.dev/job={name}"), timeout=120
+    )
+    folder = checkpoints / name
+    shutil.rmtree(folder, ignore_errors=True)
+    target.kube.apply_file(manifest)
+    return Run(target.kube, name, folder)
+
+
+def started(run: Run, timeout: float = 240) -> None:
+    run.wait_for("first step", lambda: run.curve().rows, timeout)
+
+
+def own_time() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def cpu_model() -> str:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} × {models[0] if models else 'unknown CPU'}"
