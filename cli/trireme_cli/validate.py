@@ -1,0 +1,103 @@
+"""`trireme validate`: every problem of a manifest or recipe, each in one line, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import ValidationError
+from trireme_api.job import KIND, field_names
+from trireme_api.protocol import ExitCode
+from trireme_api.recipe import Recipe
+from trireme_api.schema import InvalidSpec, problems
+from trireme_api.validation import check_job, check_recipe
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in one document of one file."""
+
+    file: str
+    document: int
+    """From 1, as they stand in the file."""
+    kind: str
+    name: str
+    problems: tuple[InvalidSpec, ...]
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict on each document as JSON.")
+def validate(files: tuple[str, ...], as_json: bool) -> int:
+    """Check TrainingJobs and recipes in YAML FILES (- is standard input) with the rules the operator uses.
+
+    \b
+      trireme validate job.yaml
+      kubectl get tj opt-125m -o yaml | trireme validate -
+
+    Each problem is one line, `FILE: FIELD: what is wrong and what would be right`. Other kinds in a file are passed
+    over. Exit code 64 when anything was found, or when no file holds a TrainingJob or a recipe.
+    """
+    verdicts = [verdict for file in files for verdict in judge(file)]
+    if as_json:
+        click.echo(json.dumps([_plain(verdict) for verdict in verdicts], indent=2, ensure_ascii=False))
+    bad = 0
+    for verdict in verdicts:
+        bad += bool(verdict.problems)
+        if as_json:
+            continue
+        for problem in verdict.problems:
+            click.echo(f"{verdict.file}: {problem}", err=True)
+        if not verdict.problems:
+            click.echo(f"{verdict.file}: {verdict.kind} {verdict.name}".rstrip() + ": valid")
+    if not verdicts and not as_json:
+        click.echo(f"error: no TrainingJob and no recipe in {', '.join(files)}", err=True)
+    return int(ExitCode.BAD_RECIPE) if bad or not verdicts else 0
+
+
+def judge(file: str) -> Iterator[Verdict]:
+    """The verdicts on all documents of a file that are ours. Raises OSError."""
+    with click.open_file(file, encoding="utf-8") as stream:
+        try:
+            documents = list(yaml.safe_load_all(stream.read()))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = " ".join(str(error).split())
+            yield Verdict(file, 1, "", "", (InvalidSpec("YAML", text),))
+            return
+    for number, document in enumerate(documents, start=1):
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            found = InvalidSpec("document", f"expected an object with fields, got {type(document).__name__}")
+            yield Verdict(file, number, "", "", (found,))
+        elif document.get("kind") == KIND or (document.get("kind") is None and "spec" in document):
+            metadata = document.get("metadata")
+            name = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
+            yield Verdict(file, number, KIND, name, check_job(document).problems)
+        elif document.get("kind") is None:
+            yield Verdict(file, number, "recipe", Path(file).stem, tuple(_of_recipe(document)))
+
+
+def _of_recipe(document: dict[str, Any]) -> Iterator[InvalidSpec]:
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        yield from problems(error, known=field_names(Recipe))
+        return
+    yield from check_recipe(recipe)
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "file": verdict.file,
+        "document": verdict.document,
+        "kind": verdict.kind,
+        "name": verdict.name,
+        "valid": not verdict.problems,
+        "problems": [{"field": problem.field, "message": problem.message} for problem in verdict.problems],
+    }
