@@ -13,8 +13,8 @@ FROZEN = ("recipe", "replicas", "procs_per_node", "checkpoint", "template", "sch
 
 
 def snapshot(spec: TrainingJobSpec) -> dict[str, Any]:
-    """The spec as status keeps it while the gang is admitted."""
-    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    """The spec as status keeps it while the gang is admitted; with its defaults, for another version may have others."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def effective(job: Job) -> TrainingJobSpec | None:

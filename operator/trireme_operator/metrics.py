@@ -22,7 +22,7 @@ from trireme_operator.frozen import effective
 from trireme_operator.store import Store
 from trireme_operator.views import Job
 
-disable_created_metrics()  # a second series for every counter that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that nobody asks for
 JOB = ("namespace", "job")
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECOVERY = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)

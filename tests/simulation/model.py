@@ -1,0 +1,567 @@
+"""A model of everything around the operator: API server, scheduler, kubelets, nodes, agents, checkpoints, and a clock.
+
+The operator in it is the real Controller with its Store, Desk and Crew. Every call it makes to the cluster stops at two
+gates, before and after the write takes effect, and goes on only when the test says so: so calls of several operators
+interleave in any order with everything else, and an operator may be killed at any gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trireme_api.job import API_VERSION, KIND, TERMINAL, Phase, TrainingJobStatus, pod_name
+from trireme_api.protocol import (
+    Action, AgentState, Assignment, Cause, CheckpointRef, EnergyReading, Failure, Progress, RankReport, Report,
+)  # fmt: skip
+
+from trireme_operator.actions import Note
+from trireme_operator.api import ApiError, Json
+from trireme_operator.assignments import Crew
+from trireme_operator.clock import stamp
+from trireme_operator.controller import Controller
+from trireme_operator.desk import Desk
+from trireme_operator.gang import places
+from trireme_operator.pods import Images
+from trireme_operator.queue import Queue
+from trireme_operator.store import Store
+from trireme_operator.views import Job, Key, Limits
+
+NAMESPACE = "sim"
+IMAGES = Images("trainer", "agent", "https://coordinator", "PEM")
+ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_STOP: 2, Action.STOP: 3}
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Agent:
+    """PID 1 of one pod, obeying the protocol: attempts and actions only go forward."""
+
+    job: str
+    pod: str
+    uid: str
+    attempt: int = 0
+    action: Action = Action.HOLD
+    state: AgentState = AgentState.WAITING
+    failure: Failure | None = None
+    exits: list[int] = field(default_factory=list)
+    assignment: Assignment | None = None
+    step: int = 0
+    joules: float = 0.0
+    gone: bool = False
+
+    @property
+    def ranks_alive(self) -> bool:
+        return self.state in (AgentState.STARTING, AgentState.RUNNING, AgentState.STOPPING) and not self.gone
+
+    def report(self, committed: int) -> Report:
+        return Report(
+            pod_uid=self.uid, attempt=self.attempt, state=self.state, failure=self.failure,
+            ranks=[RankReport(local_rank=0, exit=self.exits[0] if self.exits else None)] if self.attempt else [],
+            progress=Progress(step=self.step, total_steps=100, tokens_per_second=1.0) if self.step else None,
+            checkpoint=CheckpointRef(committed, f"step-{committed}") if committed and self.ranks_alive else None,
+            energy={"cpu": EnergyReading(self.joules, "declared")},
+        )  # fmt: skip
+
+
+class Operator:
+    """One replica: what it knows is lost when it is killed."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        self.name, self.model = name, model
+        self.store, self.queue = Store(), Queue(clock=lambda: model.now)
+        self.store.nodes = {}
+        self.desk = Desk(self.store)
+        self.controller = Controller(
+            self.store, self.queue, self.desk, View(model, self), IMAGES, clock=lambda: model.now,
+            limits=Limits(gang_seconds=60.0, silent_seconds=15.0),
+        )  # fmt: skip
+        self.tasks: dict[Key, asyncio.Task[Any]] = {}
+        self.gates: list[asyncio.Future[None]] = []
+        self.inbox: list[tuple[str, str, Json]] = []
+        """Watch events not delivered yet."""
+        self.alive = True
+
+    def answer(self, agent: Agent, report: Report) -> Assignment | None:
+        """The coordinator's work."""
+        key = NAMESPACE, agent.job
+        self.store.hear(agent.uid, report, self.model.now)
+        self.queue.add(key)
+        job = self.store.jobs.get(key)
+        pod = self.store.pods.get(agent.uid)
+        if job is None or pod is None or pod.owner_uid != job.uid:
+            return None
+        return Crew(job, places(job, self.controller.observed(job))).assignment(agent.uid)
+
+
+class View:
+    """The API server as one operator reaches it."""
+
+    def __init__(self, model: Model, operator: Operator) -> None:
+        self.model, self.operator = model, operator
+
+    async def _gate(self) -> None:
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.operator.gates.append(gate)
+        await gate
+
+    async def get_job(self, key: Key) -> Json | None:
+        await self._gate()
+        return copy.deepcopy(self.model.jobs.get(key[1]))
+
+    async def list_jobs(self) -> tuple[list[Json], str]:
+        await self._gate()
+        return copy.deepcopy(list(self.model.jobs.values())), str(self.model.version)
+
+    async def list_pods(self, key: Key | None = None) -> tuple[list[Json], str]:
+        await self._gate()
+        found = [p for p in self.model.pods.values() if key is None or p["metadata"]["labels"]["trireme.dev/job"] == key[1]]
+        return copy.deepcopy(found), str(self.model.version)
+
+    async def patch_status(self, job: Job, status: Json) -> Json:
+        await self._gate()
+        written = self.model.write_status(job, status)
+        await self._gate()
+        return written
+
+    async def create_pod(self, job: Job, manifest: Json) -> Json:
+        await self._gate()
+        created = self.model.create_pod(job, manifest)
+        await self._gate()
+        return created
+
+    async def delete_pod(self, key: Key, name: str, uid: str, grace_seconds: int | None) -> Json | None:
+        await self._gate()
+        found = self.model.delete_pod(name, uid, by_operator=True)
+        await self._gate()
+        return found
+
+    async def delete_job(self, job: Job) -> None:
+        await self._gate()
+        self.model.delete_job(job.name)
+        await self._gate()
+
+    async def note(self, job: Job, notes: Sequence[Note]) -> None:
+        return None
+
+    async def claim_exists(self, namespace: str, name: str) -> bool:
+        return True
+
+
+class Model:
+    def __init__(self, nodes: int = 3, cpu: int = 2) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.now = 1_800_000_000.0
+        self.version = 0
+        self.jobs: dict[str, Json] = {}
+        self.pods: dict[str, Json] = {}
+        """By name."""
+        self.nodes: dict[str, Json] = {}
+        self.agents: dict[str, Agent] = {}
+        """By pod UID."""
+        self.operators: list[Operator] = []
+        self.committed: dict[str, int] = {}
+        self.fence: dict[str, int] = {}
+        self.writes: list[str] = []
+        """Every write that changed something, for the question what was written when nothing happened."""
+        self.budget: dict[str, int] = {}
+        self.lost: set[str] = set()
+        """UIDs of pods whose node has been not ready since they were bound."""
+        self._uid = 0
+        self._seen: dict[str, TrainingJobStatus] = {}
+        for i in range(nodes):
+            self.put_node(f"n{i}", cpu)
+
+    # --- API server -------------------------------------------------------------------------------------------------
+
+    def _next(self) -> str:
+        self.version += 1
+        return str(self.version)
+
+    def new_uid(self) -> str:
+        self._uid += 1
+        return f"uid-{self._uid}"
+
+    def emit(self, kind: str, event: str, obj: Json) -> None:
+        for operator in self.operators:
+            operator.inbox.append((kind, event, copy.deepcopy(obj)))
+
+    def put_node(self, name: str, cpu: int, ready: bool = True) -> None:
+        self.nodes[name] = {
+            "metadata": {"name": name, "labels": {}, "resourceVersion": self._next()},
+            "spec": {},
+            "status": {
+                "allocatable": {"cpu": str(cpu), "pods": "10"},
+                "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
+            },
+        }
+        if not ready:
+            self.lost |= {p["metadata"]["uid"] for p in self.pods.values() if p["spec"].get("nodeName") == name}
+        self.emit("node", "MODIFIED", self.nodes[name])
+
+    def create_job(self, name: str, replicas: int, cpu: int = 2, **spec: Any) -> None:
+        self.jobs[name] = {
+            "apiVersion": API_VERSION, "kind": KIND,
+            "metadata": {
+                "name": name, "namespace": NAMESPACE, "uid": self.new_uid(), "generation": 1,
+                "resourceVersion": self._next(), "creationTimestamp": stamp(self.now),
+            },
+            "spec": {
+                "replicas": {"desired": replicas},
+                "template": {"image": "i", "command": ["c"], "resources": {"requests": {"cpu": cpu}}},
+                **spec,
+            },
+        }  # fmt: skip
+        self.emit("job", "ADDED", self.jobs[name])
+
+    def edit_job(self, name: str, **spec: Any) -> None:
+        job = self.jobs[name]
+        job["spec"].update(spec)
+        job["metadata"]["generation"] += 1
+        job["metadata"]["resourceVersion"] = self._next()
+        self.emit("job", "MODIFIED", job)
+
+    def delete_job(self, name: str) -> None:
+        job = self.jobs.pop(name, None)
+        if job is not None:
+            self.writes.append(f"delete job {name}")
+            job["metadata"]["resourceVersion"] = self._next()
+            self._seen.pop(name, None)
+            self.emit("job", "DELETED", job)
+
+    def write_status(self, job: Job, status: Json) -> Json:
+        stored = self.jobs.get(job.name)
+        if stored is None or stored["metadata"]["uid"] != job.uid:
+            raise ApiError(404, "gone")
+        if stored["metadata"]["resourceVersion"] != job.resource_version:
+            raise ApiError(409, "changed", "Conflict")
+        self.writes.append(f"status {job.name}: {status.get('phase')} {status.get('explanation')}")
+        self._check_status(job.name, stored, status)
+        stored["status"] = copy.deepcopy(status)
+        stored["metadata"]["resourceVersion"] = self._next()
+        self.emit("job", "MODIFIED", stored)
+        return copy.deepcopy(stored)
+
+    def create_pod(self, job: Job, manifest: Json) -> Json:
+        name = manifest["metadata"]["name"]
+        if name in self.pods:
+            found = self.pods[name]
+            if found["metadata"]["ownerReferences"][0]["uid"] != job.uid:
+                raise ApiError(409, "taken")
+            return copy.deepcopy(found)
+        self.writes.append(f"create {name}")
+        pod = copy.deepcopy(manifest)
+        pod["metadata"] |= {"uid": self.new_uid(), "resourceVersion": self._next(), "creationTimestamp": stamp(self.now)}
+        pod["status"] = {"phase": "Pending"}
+        self.pods[name] = pod
+        self.emit("pod", "ADDED", pod)
+        return copy.deepcopy(pod)
+
+    def delete_pod(self, name: str, uid: str, by_operator: bool = False) -> Json | None:
+        pod = self.pods.get(name)
+        if pod is None or pod["metadata"]["uid"] != uid:
+            return None
+        if by_operator:
+            self.writes.append(f"delete {name}")
+            reference = pod["metadata"]["ownerReferences"][0]
+            if reference["kind"] != KIND:
+                raise Broken(f"I2: {name} is not ours")
+        if not pod["spec"].get("nodeName"):
+            self.remove_pod(name)
+            return copy.deepcopy(pod)
+        if "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = stamp(self.now + 10)
+            self.touch_pod(pod)
+        return copy.deepcopy(pod)
+
+    def touch_pod(self, pod: Json) -> None:
+        pod["metadata"]["resourceVersion"] = self._next()
+        self.emit("pod", "MODIFIED", pod)
+
+    def remove_pod(self, name: str) -> None:
+        pod = self.pods.pop(name)
+        pod["metadata"]["resourceVersion"] = self._next()
+        agent = self.agents.get(pod["metadata"]["uid"])
+        if agent is not None:
+            agent.gone = True
+        self.emit("pod", "DELETED", pod)
+
+    # --- scheduler and kubelets -------------------------------------------------------------------------------------
+
+    def cpu_left(self, node: str) -> float:
+        taken = sum(
+            float(p["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+            for p in self.pods.values()
+            if p["spec"].get("nodeName") == node and p["status"]["phase"] not in ("Succeeded", "Failed")
+        )
+        return float(self.nodes[node]["status"]["allocatable"]["cpu"]) - taken
+
+    def node_ready(self, name: str) -> bool:
+        node = self.nodes.get(name)
+        return node is not None and node["status"]["conditions"][0]["status"] == "True"
+
+    def schedule(self, pod: Json) -> bool:
+        need = float(pod["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+        for node in sorted(self.nodes):
+            if self.node_ready(node) and self.cpu_left(node) >= need:
+                pod["spec"]["nodeName"] = node
+                self.touch_pod(pod)
+                return True
+        return False
+
+    def start(self, pod: Json) -> None:
+        uid = pod["metadata"]["uid"]
+        pod["status"] |= {"phase": "Running", "podIP": f"10.0.0.{uid[4:]}"}
+        self.agents[uid] = Agent(pod["metadata"]["labels"]["trireme.dev/job"], pod["metadata"]["name"], uid)
+        self.touch_pod(pod)
+
+    def end(self, pod: Json, code: int) -> None:
+        agent = self.agents.get(pod["metadata"]["uid"])
+        if agent is not None:
+            agent.gone = True
+        pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+        pod["status"]["containerStatuses"] = [{"state": {"terminated": {"exitCode": code, "finishedAt": stamp(self.now)}}}]
+        self.touch_pod(pod)
+
+    def kubelet_step(self, pod: Json) -> bool:
+        """What scheduler or kubelet would do next with this pod; False: nothing."""
+        node = pod["spec"].get("nodeName")
+        if node is None:
+            return self.schedule(pod)
+        if not self.node_ready(node):
+            if node not in self.nodes:
+                self.remove_pod(pod["metadata"]["name"])  # the pod garbage collector
+                return True
+            return False
+        if "deletionTimestamp" in pod["metadata"]:
+            self.remove_pod(pod["metadata"]["name"])
+            return True
+        if pod["status"]["phase"] == "Pending":
+            self.start(pod)
+            return True
+        return False
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    def poll(self, agent: Agent, operator: Operator) -> None:
+        """One exchange with a coordinator, and what the agent makes of the answer."""
+        if agent.gone or not operator.alive:
+            return
+        answer = operator.answer(agent, agent.report(self.committed.get(agent.job, 0)))
+        if answer is not None:
+            self.obey(agent, answer)
+
+    def obey(self, agent: Agent, told: Assignment) -> None:
+        if told.attempt < agent.attempt or (told.attempt == agent.attempt and ORDER[told.action] < ORDER[agent.action]):
+            return
+        if told.attempt > agent.attempt:
+            agent.attempt, agent.state, agent.failure, agent.exits = told.attempt, AgentState.WAITING, None, []
+            agent.action = Action.HOLD
+        if told.action == Action.RUN and agent.action == Action.HOLD:
+            self._begin(agent, told)
+        elif told.action == Action.SAVE_AND_STOP and agent.action != told.action:
+            if agent.ranks_alive:
+                self.commit(agent)
+                agent.exits = [75]
+            agent.state = AgentState.EXITED
+        elif told.action == Action.STOP:
+            agent.state = AgentState.EXITED
+            pod = self.pods.get(agent.pod)
+            if pod is not None and pod["metadata"]["uid"] == agent.uid and pod["status"]["phase"] == "Running":
+                self.end(pod, 0 if agent.exits == [0] else 1)
+        agent.action = told.action
+
+    def _begin(self, agent: Agent, told: Assignment) -> None:
+        """Ranks start: the barrier must have been kept."""
+        agent.assignment, agent.state = told, AgentState.RUNNING
+        status = TrainingJobStatus.model_validate((self.jobs.get(agent.job) or {}).get("status") or {})
+        if agent.job in self.jobs and status.attempt == told.attempt and status.phase not in TERMINAL:
+            for slot in status.slots:
+                other = self.agents.get(slot.pod_uid or "")
+                if slot.pod_uid is None or (other is not None and not other.gone and other.attempt < told.attempt):
+                    raise Broken(f"barrier: {agent.pod} starts attempt {told.attempt} before slot {slot.index} holds it")
+        for other in self.agents.values():
+            if other.job == agent.job and other is not agent and other.ranks_alive and other.attempt == agent.attempt:
+                assert other.assignment is not None
+                if other.assignment.node_rank == told.node_rank:
+                    raise Broken(f"I1: {agent.pod} and {other.pod} both run node rank {told.node_rank}")
+                if (other.assignment.master_address, other.assignment.world_size) != (told.master_address, told.world_size):
+                    raise Broken("ranks of one attempt disagree on master or world size")
+        self.fence[agent.job] = max(self.fence.get(agent.job, 0), agent.attempt)
+        resume = told.resume.step if told.resume else 0
+        if resume > self.committed.get(agent.job, 0):
+            raise Broken(f"I4: resumes from step {resume}, committed is {self.committed.get(agent.job, 0)}")
+        agent.step = self.committed.get(agent.job, 0)
+
+    def commit(self, agent: Agent) -> None:
+        """A checkpoint of a running rank; refused for an attempt that is not the newest that ever started."""
+        if agent.attempt == self.fence.get(agent.job):
+            self.committed[agent.job] = max(self.committed.get(agent.job, 0), agent.step)
+
+    def train(self, agent: Agent, steps: int = 1) -> None:
+        if agent.state == AgentState.RUNNING and not agent.gone:
+            agent.step += steps
+            agent.joules += 100.0 * steps
+
+    def rank_fails(self, agent: Agent, cause: Cause, code: int) -> None:
+        if agent.ranks_alive:
+            agent.state, agent.exits = AgentState.EXITED, [code]
+            agent.failure = Failure(cause, f"rank ended with {code}", rank=0, exit=code)
+
+    def rank_done(self, agent: Agent) -> None:
+        if agent.ranks_alive:
+            agent.state, agent.exits = AgentState.EXITED, [0]
+
+    # --- invariants -------------------------------------------------------------------------------------------------
+
+    def _check_status(self, name: str, stored: Json, new: Json) -> None:
+        """Between two statuses of one job, whoever writes them."""
+        before = self._seen.get(name, TrainingJobStatus())
+        after = TrainingJobStatus.model_validate(new)
+        if before.phase in TERMINAL and (after.phase, after.attempt) != (before.phase, before.attempt):
+            raise Broken(f"I5: {before.phase} became {after.phase}")
+        if after.attempt < before.attempt or after.attempt > before.attempt + 1:
+            raise Broken(f"I3: attempt {before.attempt} became {after.attempt}")
+        for counter in ("process", "pod", "gang"):
+            if getattr(after.restarts, counter) < getattr(before.restarts, counter):
+                raise Broken(f"I3: restarts.{counter} fell")
+        restarts = after.restarts.process + after.restarts.pod + after.restarts.gang
+        risen = restarts - before.restarts.process - before.restarts.pod - before.restarts.gang
+        if risen not in (0, 1) or sum(after.restarts.by_cause.values()) != restarts:
+            raise Broken("I7: a failure was not counted exactly once")
+        if risen and after.attempt != before.attempt + 1:
+            raise Broken("I7: a restart without a new attempt")
+        old, fresh = before.resume_from, after.resume_from
+        if old is not None and after.attempt > before.attempt and (fresh is None or fresh.step < old.step):
+            raise Broken("I4: the resume step fell")
+        if after.energy.joules < before.energy.joules:
+            raise Broken("energy fell")
+        burnt = sum(agent.joules for agent in self.agents.values() if agent.job == name)
+        if after.energy.joules > burnt + 1:
+            raise Broken(f"energy counted twice: {after.energy.joules} of {burnt}")
+        limit = stored["spec"]["replicas"]["desired"]
+        admitted = (new.get("admittedSpec") or {}).get("replicas", {}).get("desired", limit)
+        if after.slots and len(after.slots) != admitted:
+            raise Broken(f"I6: {len(after.slots)} slots for {admitted} pods")
+        self._seen[name] = after
+
+    def check(self, one_operator: bool) -> None:
+        """At any moment."""
+        for name, job in self.jobs.items():
+            status = TrainingJobStatus.model_validate(job.get("status") or {})
+            uid = job["metadata"]["uid"]
+            mine = [p for p in self.pods.values() if p["metadata"]["ownerReferences"][0]["uid"] == uid]
+            for index in {p["metadata"]["labels"]["trireme.dev/slot"] for p in mine}:
+                live = [p["metadata"]["name"] for p in mine if p["metadata"]["labels"]["trireme.dev/slot"] == index and self._live(p)]
+                if one_operator and len(live) > 1:
+                    raise Broken(f"I1: two live pods of slot {index}: {live}")
+            wanted = {pod_name(name, slot) for slot in status.slots}
+            if one_operator and status.phase == Phase.PENDING and any(
+                p["metadata"]["name"] in wanted for p in mine
+            ):
+                raise Broken("a waiting job has pods")
+        running: dict[tuple[str, int], int] = {}
+        for agent in self.agents.values():
+            if agent.ranks_alive and agent.assignment is not None:
+                place = agent.job, agent.assignment.node_rank
+                if agent.attempt == self.fence.get(agent.job) and self._pod_live(agent):
+                    running[place] = running.get(place, 0) + 1
+        if any(count > 1 for count in running.values()):
+            raise Broken(f"I1: two writers of one node rank in the newest attempt: {running}")
+
+    def _live(self, pod: Json) -> bool:
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return False
+        if pod["metadata"]["uid"] in self.lost:
+            return False  # its node was away once: what still runs there is held off by its attempt number
+        deletion = pod["metadata"].get("deletionTimestamp")
+        return deletion is None or deletion > stamp(self.now - 30)
+
+    def _pod_live(self, agent: Agent) -> bool:
+        pod = self.pods.get(agent.pod)
+        return pod is not None and pod["metadata"]["uid"] == agent.uid and self._live(pod)
+
+    # --- operators --------------------------------------------------------------------------------------------------
+
+    def spin(self) -> None:
+        """Lets tasks run until all of them stand at a gate or are done."""
+        for _ in range(6):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def new_operator(self, name: str) -> Operator:
+        operator = Operator(self, name)
+        self.operators.append(operator)
+        self.begin(operator, ("", "resync"))
+        return operator
+
+    def begin(self, operator: Operator, key: Key) -> None:
+        """Starts work on a key unless it is being worked on (as the queue sees to)."""
+        if not operator.alive or key in operator.tasks:
+            return
+        work = operator.controller.resync() if key[0] == "" else operator.controller.settle(key)
+        operator.tasks[key] = self.loop.create_task(work)  # type: ignore[arg-type]
+        self.spin()
+        self._reap(operator)
+
+    def open_gate(self, operator: Operator, which: int = 0) -> bool:
+        """Lets one of the operator's calls go one step on."""
+        gates = [gate for gate in operator.gates if not gate.done()]
+        if not gates:
+            return False
+        gates[which % len(gates)].set_result(None)
+        self.spin()
+        self._reap(operator)
+        return True
+
+    def _reap(self, operator: Operator) -> None:
+        operator.gates = [gate for gate in operator.gates if not gate.done()]
+        for key, task in list(operator.tasks.items()):
+            if task.done():
+                del operator.tasks[key]
+                task.result()
+
+    def kill(self, operator: Operator) -> None:
+        operator.alive = False
+        for task in operator.tasks.values():
+            task.cancel()
+        self.spin()
+        operator.tasks.clear()
+        self.operators.remove(operator)
+
+    def deliver(self, operator: Operator, which: int = 0) -> bool:
+        """One watch event, in any order."""
+        if not operator.inbox:
+            return False
+        kind, event, obj = operator.inbox.pop(which % len(operator.inbox))
+        store, now = operator.store, self.now
+        key = None
+        if kind == "job":
+            key = NAMESPACE, obj["metadata"]["name"]
+            if event == "DELETED":
+                store.drop_job(key, obj["metadata"]["uid"], now)
+            else:
+                store.put_job(obj)
+        elif kind == "pod":
+            key = store.drop_pod(obj["metadata"]["uid"], now) if event == "DELETED" else store.put_pod(obj)
+        else:
+            store.put_node(self.nodes.get(obj["metadata"]["name"], obj), now)
+        if key is not None:
+            operator.queue.add(key)
+        return True
+
+    def read_nodes(self, operator: Operator) -> None:
+        operator.store.replace_nodes(list(self.nodes.values()), self.now)
+
+    def close(self) -> None:
+        for operator in list(self.operators):
+            self.kill(operator)
+        self.loop.close()
+
+
+__all__ = ["Agent", "Broken", "Model", "Operator", "replace"]

@@ -1,0 +1,311 @@
+"""Any interleaving of operators, watches, kubelets, nodes, agents and people: the invariants hold, and all comes to an end.
+
+The rules of the machine are everything that may happen next; hypothesis looks for an order that breaks an invariant of
+model.py (I1–I7). Afterwards the world is let calm down, and liveness is checked: every job ends where it should (L1),
+nothing is written any more (L2), deleted jobs leave nothing behind (L3).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase as Phases, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from model import NAMESPACE, Agent, Broken, Model, Operator  # noqa: E402
+from trireme_api.job import TERMINAL, Phase, TrainingJobStatus  # noqa: E402
+from trireme_api.protocol import AgentState, Cause  # noqa: E402
+
+JOBS = ("a", "b")
+PICK = st.integers(min_value=0, max_value=7)
+
+
+class World(RuleBasedStateMachine):
+    operators_at_once = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model(nodes=3, cpu=2)
+        self.count = 0
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def operator(self, pick: int) -> Operator | None:
+        return self.model.operators[pick % len(self.model.operators)] if self.model.operators else None
+
+    def agent(self, pick: int, *states: AgentState) -> Agent | None:
+        found = [a for a in self.model.agents.values() if not a.gone and (not states or a.state in states)]
+        return found[pick % len(found)] if found else None
+
+    def status(self, name: str) -> TrainingJobStatus:
+        return TrainingJobStatus.model_validate(self.model.jobs[name].get("status") or {})
+
+    # --- people -----------------------------------------------------------------------------------------------------
+
+    @initialize(sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)), rounds=st.integers(0, 6))
+    def begin(self, sizes: tuple[int, int], rounds: int) -> None:
+        for name, replicas in zip(JOBS, sizes, strict=True):
+            self.model.create_job(name, replicas)
+        self.replace_operator()
+        for _ in range(rounds):
+            self.peace(0)
+
+    def replace_operator(self) -> None:
+        self.count += 1
+        operator = self.model.new_operator(f"op{self.count}")
+        self.model.read_nodes(operator)
+
+    @rule(name=st.sampled_from(JOBS), on=st.booleans())
+    def suspend(self, name: str, on: bool) -> None:
+        if name in self.model.jobs:
+            self.model.edit_job(name, runPolicy={"suspend": on})
+
+    @rule(name=st.sampled_from(JOBS), replicas=st.integers(1, 3))
+    def edit(self, name: str, replicas: int) -> None:
+        if name in self.model.jobs:
+            self.model.edit_job(name, replicas={"desired": replicas})
+
+    @rule(name=st.sampled_from(JOBS), again=st.booleans())
+    def delete(self, name: str, again: bool) -> None:
+        if name in self.model.jobs and self.count % 3 == 0:
+            self.model.delete_job(name)
+            self.model.committed.pop(name, None)
+            self.model.fence.pop(name, None)
+            for agent in self.model.agents.values():
+                if agent.job == name:
+                    agent.job = f"{name}, deleted"
+            if again:
+                self.model.create_job(name, 2)
+
+    # --- the operator -----------------------------------------------------------------------------------------------
+
+    @rule(pick=PICK)
+    def peace(self, pick: int) -> None:
+        """For a moment all works as it should."""
+        if not self.model.operators:
+            self.replace_operator()
+        operator = self.operator(pick)
+        assert operator is not None
+        everything(self.model, operator, steps=3)
+        self.model.now += 1.0
+
+    @rule(pick=PICK, name=st.sampled_from((*JOBS, "")), gates=st.sampled_from([0, 1, 2, 3, 4, 5, 7, 9, 100]))
+    def work(self, pick: int, name: str, gates: int) -> None:
+        """Begins to look at a job (or all) and stops somewhere on the way, or at the end."""
+        operator = self.operator(pick)
+        if operator is not None:
+            operator.desk.decide()
+            self.model.begin(operator, (NAMESPACE, name) if name else ("", "resync"))
+            for _ in range(gates):
+                if not self.model.open_gate(operator):
+                    break
+
+    @rule(pick=PICK, which=PICK, times=st.integers(1, 6))
+    def proceed(self, pick: int, which: int, times: int) -> None:
+        operator = self.operator(pick)
+        if operator is not None:
+            for _ in range(times):
+                self.model.open_gate(operator, which)
+
+    @rule(pick=PICK, again=st.booleans())
+    def crash(self, pick: int, again: bool) -> None:
+        operator = self.operator(pick)
+        if operator is not None:
+            self.model.kill(operator)
+            if again:
+                self.replace_operator()
+
+    @precondition(lambda self: len(self.model.operators) < self.operators_at_once)
+    @rule()
+    def another_operator(self) -> None:
+        self.replace_operator()
+
+    @rule(pick=PICK, which=PICK, times=st.integers(1, 4))
+    def deliver(self, pick: int, which: int, times: int) -> None:
+        operator = self.operator(pick)
+        if operator is not None:
+            for _ in range(times):
+                self.model.deliver(operator, which)
+
+    @rule(pick=PICK, which=PICK)
+    def lose_event(self, pick: int, which: int) -> None:
+        operator = self.operator(pick)
+        if operator is not None and operator.inbox:
+            operator.inbox.pop(which % len(operator.inbox))
+
+    # --- the cluster ------------------------------------------------------------------------------------------------
+
+    @rule(pick=PICK, times=st.integers(1, 4))
+    def kubelet(self, pick: int, times: int) -> None:
+        for _ in range(times):
+            pods = list(self.model.pods.values())
+            if pods:
+                self.model.kubelet_step(pods[pick % len(pods)])
+            pick += 1
+
+    @rule(pick=PICK, how=st.sampled_from(["delete", "oom", "crash", "vanish"]))
+    def break_pod(self, pick: int, how: str) -> None:
+        pods = [p for p in self.model.pods.values() if p["status"]["phase"] == "Running"]
+        if not pods:
+            return
+        pod = pods[pick % len(pods)]
+        if how == "delete":
+            self.model.delete_pod(pod["metadata"]["name"], pod["metadata"]["uid"])
+        elif how == "vanish":
+            self.model.remove_pod(pod["metadata"]["name"])
+        else:
+            self.model.end(pod, 137 if how == "oom" else 1)
+
+    @rule(pick=PICK, ready=st.booleans())
+    def node(self, pick: int, ready: bool) -> None:
+        name = f"n{pick % 3}"
+        self.model.put_node(name, 2, ready)
+
+    @rule(length=st.sampled_from([0.5, 2.0, 20.0, 90.0]))
+    def time_passes(self, length: float) -> None:
+        self.model.now += length
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    @rule(pick=PICK, who=PICK, times=st.integers(1, 4))
+    def poll(self, pick: int, who: int, times: int) -> None:
+        operator = self.operator(who)
+        for _ in range(times):
+            agent = self.agent(pick)
+            if operator is not None and agent is not None:
+                self.model.poll(agent, operator)
+            pick += 1
+
+    @rule(who=PICK)
+    def poll_all(self, who: int) -> None:
+        operator = self.operator(who)
+        for agent in list(self.model.agents.values()):
+            if operator is not None:
+                self.model.poll(agent, operator)
+
+    @rule(pick=PICK, steps=st.integers(1, 5), save=st.booleans())
+    def train(self, pick: int, steps: int, save: bool) -> None:
+        agent = self.agent(pick, AgentState.RUNNING)
+        if agent is not None:
+            self.model.train(agent, steps)
+            if save:
+                self.model.commit(agent)
+
+    @rule(pick=PICK, cause=st.sampled_from([Cause.UNKNOWN, Cause.NETWORK, Cause.OOM, Cause.HANG]))
+    def rank_fails(self, pick: int, cause: Cause) -> None:
+        agent = self.agent(pick, AgentState.RUNNING)
+        if agent is not None:
+            self.model.rank_fails(agent, cause, 1)
+
+    @rule(pick=PICK)
+    def rank_done(self, pick: int) -> None:
+        agent = self.agent(pick, AgentState.RUNNING)
+        if agent is not None:
+            self.model.rank_done(agent)
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def holds(self) -> None:
+        self.model.check(one_operator=self.operators_at_once == 1)
+
+    def teardown(self) -> None:
+        try:
+            if self.model.jobs:
+                calm(self)
+        finally:
+            self.model.close()
+
+
+def calm(world: World) -> None:
+    """Faults stop; nodes are well, one operator leads, agents and kubelets do their work. Then all must come to rest."""
+    model = world.model
+    for operator in list(model.operators):
+        model.kill(operator)
+    for node in list(model.nodes):
+        model.put_node(node, 2, True)
+    world.replace_operator()
+    operator = model.operators[0]
+    for _ in range(120):
+        everything(model, operator)
+        model.now += 5.0
+        if all(at_rest(world, name) for name in model.jobs) and not unsettled(model):
+            break
+    else:
+        raise Broken("L1: " + "; ".join(f"{n}: {world.status(n).phase} {world.status(n).explanation}" for n in model.jobs))
+    for _ in range(2):  # what follows from the last change
+        everything(model, operator)
+        model.now += 60.0
+    before = len(model.writes)
+    for _ in range(5):
+        everything(model, operator)
+        model.now += 60.0
+    if len(model.writes) != before:
+        raise Broken(f"L2: written though nothing happens: {model.writes[before:]}")
+    for name in list(model.jobs):
+        model.delete_job(name)
+    for _ in range(20):
+        everything(model, operator)
+        model.now += 5.0
+    if model.pods:
+        raise Broken(f"L3: left behind: {sorted(model.pods)}")
+
+
+def at_rest(world: World, name: str) -> bool:
+    phase = world.status(name).phase
+    suspended = bool(world.model.jobs[name]["spec"].get("runPolicy", {}).get("suspend"))
+    return phase in TERMINAL or (phase == Phase.SUSPENDED and suspended)
+
+
+def unsettled(model: Model) -> bool:
+    return any("deletionTimestamp" in pod["metadata"] for pod in model.pods.values())
+
+
+def everything(model: Model, operator: Operator, steps: int = 40) -> None:
+    """One round of a world without faults."""
+    model.begin(operator, ("", "resync"))
+    drain(model, operator)
+    while model.deliver(operator):
+        pass
+    model.read_nodes(operator)
+    operator.desk.decide()
+    for name in {*JOBS, *(pod["metadata"]["labels"]["trireme.dev/job"] for pod in model.pods.values())}:
+        model.begin(operator, (NAMESPACE, name))
+        drain(model, operator)
+    for pod in list(model.pods.values()):
+        model.kubelet_step(pod)
+    for agent in list(model.agents.values()):
+        if not agent.gone:
+            model.poll(agent, operator)
+            model.train(agent, steps)
+            if agent.step >= 100:
+                model.rank_done(agent)
+
+
+def drain(model: Model, operator: Operator) -> None:
+    for _ in range(500):
+        if not model.open_gate(operator):
+            return
+    raise Broken("the operator does not come to rest")
+
+
+class TwoOperators(World):
+    """The lease is lost without a word: two replicas act at once."""
+
+    operators_at_once = 2
+
+
+EXAMPLES = int(os.environ.get("TRIREME_MODEL_EXAMPLES", "60"))
+CHECKS = settings(
+    max_examples=EXAMPLES, stateful_step_count=60, deadline=None, print_blob=True,
+    phases=[Phases.explicit, Phases.reuse, Phases.generate, Phases.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)  # fmt: skip
+TestOneOperator = World.TestCase
+TestOneOperator.settings = CHECKS
+TestTwoOperators = TwoOperators.TestCase
+TestTwoOperators.settings = CHECKS
