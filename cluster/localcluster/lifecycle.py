@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from . import binaries as binary_files
-from . import cgroups, control_plane, credentials, debian, decide, netns, pause, processes, teardown
+from . import control_plane, credentials, debian, decide, netns, pause, processes, teardown
 from .api import Api, wait
 from .binaries import Binaries
 from .build import require_space
@@ -87,7 +87,7 @@ class Cluster:
         return action
 
     def _create(self, programs: Binaries, nodes: int, options: Dict[str, Any], port: int) -> None:
-        plan = choose(self.paths.name, netns.taken_ranges())
+        plan = choose(self.paths.label, netns.taken_ranges())
         version = programs.version()
         state = State(
             plan=plan,
@@ -295,21 +295,19 @@ class Cluster:
 
     def facts(self, state: Optional[State]) -> decide.Facts:
         running = {name for name, p in state.processes.items() if processes.alive(p)} if state is not None else set()
-        known = netns.of_cluster(self.paths.name)
+        known = netns.of_cluster(teardown.label(self.paths, state))
         return decide.Facts(
             state=state,
             boot_id=boot_id(),
             alive=running,
             namespaces={name for name in known if netns.exists(name)},
-            strays=len(teardown.strays(self.paths))
-            + len(cgroups.left(self.paths.name))
-            + len(known)
-            + int(state is None and self.paths.state.exists()),
+            strays=teardown.traces(self.paths, state) + int(state is None and self.paths.state.exists()),
         )
 
     def down(self) -> bool:
         """Leave nothing; True when there was something. Needs root only then."""
-        if not self.paths.state.exists() and not self._traces():
+        state = State.load(self.paths.record)
+        if not self.paths.state.exists() and not teardown.traces(self.paths, state):
             self.paths.kubeconfig.unlink(missing_ok=True)
             return False
         require_root()
@@ -317,9 +315,6 @@ class Cluster:
             teardown.remove_everything(self.paths, State.load(self.paths.record))
             teardown.forget_lock(self.paths)
         return True
-
-    def _traces(self) -> bool:
-        return bool(netns.of_cluster(self.paths.name) or cgroups.left(self.paths.name) or teardown.strays(self.paths))
 
 
 def first_ended(state: State, names: Any) -> Optional[str]:

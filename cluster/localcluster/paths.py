@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_NAME = "trireme"
@@ -24,6 +26,8 @@ def clusters_dir() -> Path:
 class ClusterPaths:
     """Every file of one cluster; nothing of a cluster lies anywhere else on disk."""
 
+    RECORD: ClassVar[str] = "state.json"
+
     name: str
 
     @property
@@ -31,8 +35,13 @@ class ClusterPaths:
         return clusters_dir() / self.name
 
     @property
+    def label(self) -> str:
+        """Machine-wide name, of namespaces and cgroups: two checkouts may each have a cluster of the same name."""
+        return f"{self.name}-{hashlib.sha256(str(self.state).encode()).hexdigest()[:4]}"
+
+    @property
     def record(self) -> Path:
-        return self.state / "state.json"
+        return self.state / self.RECORD
 
     @property
     def lock(self) -> Path:

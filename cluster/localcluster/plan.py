@@ -17,8 +17,9 @@ CANDIDATES = ("10.208.0.0/14", "10.212.0.0/14", "10.124.0.0/14", "10.44.0.0/14",
 
 @dataclass(frozen=True)
 class Plan:
-    """Subnets of one cluster.
+    """Names and subnets of one cluster.
 
+    name      machine-wide: namespaces and cgroups begin with it
     nodes     one /24: the control plane is .1, node i is .(i+1)
     pods      one /16: node i hands out addresses from its i-th /24
     services  one /20: the API server's own service is its first address
@@ -86,8 +87,8 @@ class Plan:
 
 def check_name(name: str) -> None:
     """A cluster name becomes part of network namespace, cgroup and file names."""
-    if not name or len(name) > 32 or not all(c.isascii() and (c.isalnum() or c == "-") for c in name) or name[0] == "-":
-        raise ClusterError(f"--name {name!r}: use 1 to 32 letters, digits and '-', not starting with '-'")
+    if not name or len(name) > 24 or not all(c.isascii() and (c.isalnum() or c == "-") for c in name) or name[0] == "-":
+        raise ClusterError(f"--name {name!r}: use 1 to 24 letters, digits and '-', not starting with '-'")
 
 
 def check_nodes(count: int) -> None:
@@ -108,7 +109,6 @@ def overlaps(block: str, taken: Iterable[str]) -> List[str]:
 
 def choose(name: str, taken: Iterable[str]) -> Plan:
     """The first candidate block that no address or route of the machine touches."""
-    check_name(name)
     used = list(taken)
     for block in CANDIDATES:
         if not overlaps(block, used):

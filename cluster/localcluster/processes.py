@@ -76,6 +76,20 @@ def marked(owner: str, node: Optional[int] = None) -> List[int]:
     return found
 
 
+def node_owners() -> Set[str]:
+    """Owners (state folders) of all processes of nodes on this machine, whichever cluster they are of."""
+    owners = set()
+    for entry in os.listdir("/proc"):
+        try:
+            variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0") if entry.isdigit() else []
+        except OSError:
+            continue
+        named = dict(variable.split(b"=", 1) for variable in variables if b"=" in variable)
+        if NODE_VARIABLE.encode() in named and OWNER_VARIABLE.encode() in named:
+            owners.add(named[OWNER_VARIABLE.encode()].decode())
+    return owners
+
+
 def kill(process: Process, sig: signal.Signals = signal.SIGKILL, timeout: float = 10.0) -> bool:
     """Signal one recorded process and wait for its end; True when it was running."""
     if not alive(process):

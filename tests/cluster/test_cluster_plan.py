@@ -64,7 +64,7 @@ def test_overlaps_names_what_is_in_the_way() -> None:
     assert overlaps("10.208.0.0/14", ["10.1.0.0/16", "10.211.0.0/16", "10.210.1.1"]) == ["10.211.0.0/16", "10.210.1.1"]
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", "a b", "x" * 33, "ü"])
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", "a b", "x" * 25, "ü"])
 def test_a_name_that_would_not_do_as_a_file_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="--name"):
         check_name(name)
