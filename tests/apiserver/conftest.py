@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT / "cluster"), str(Path(__file__).parent)]
 
 from localcluster.api import Api  # noqa: E402
 from localcluster.apiserver import ApiServer  # noqa: E402
-from rig import KubeletStandIn, OperatorProcess, World, add_node, eventually  # noqa: E402
+from rig import KubeletStandIn, OperatorProcess, World, add_namespace, add_node, eventually  # noqa: E402
 from trireme_api.crd import crd, strip_cel  # noqa: E402
 
 NODES = ("node-a", "node-b", "node-c")
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         knows_cel = (int(version["major"]), int(version["minor"].rstrip("+"))) >= (1, 25)
         definition = crd() if knows_cel else strip_cel(crd())
         api.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        api.request("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "trireme-system"}})
+        add_namespace(api, "trireme-system")
         for node in NODES:
             add_node(api, node, ROOM)
         yield running
@@ -41,7 +41,7 @@ def world(server: ApiServer) -> World:
     """A fresh namespace with its service account."""
     api = Api(server.kubeconfig)
     found = World(api, server.kubeconfig, f"t{next(_numbers)}-{int(time.time()) % 100000}")
-    api.request("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.namespace}})
+    add_namespace(api, found.namespace)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
     api.request("POST", f"/api/v1/namespaces/{found.namespace}/serviceaccounts", account)
     eventually(lambda: found.jobs() == [], "the TrainingJob resource is served")

@@ -114,6 +114,10 @@ class World:
             raise AssertionError(f"{error}; status: {self.last}") from None
 
 
+def add_namespace(api: Api, name: str) -> None:
+    api.request("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+
+
 def add_node(api: Api, name: str, allocatable: Json) -> None:
     """A node that is ready and takes pods, without a machine behind it."""
     with contextlib.suppress(urllib.error.HTTPError):
@@ -202,7 +206,7 @@ def python_env() -> dict[str, str]:
 
 
 class KubeletStandIn:
-    """Scheduler and kubelet of one namespace. `run=True`: each pod's container is a process; else pods just stay Running."""
+    """Scheduler and kubelet of one namespace. `run`: each container is a process; else pods just stay Running."""
 
     def __init__(self, world: World, folder: Path, nodes: list[str], *, run: bool = False, pause: float = 0.15) -> None:
         self.world, self.folder, self.nodes, self.run, self.pause = world, folder, nodes, run, pause
@@ -308,16 +312,16 @@ class KubeletStandIn:
         assert main["command"][:3] == ["python3", "/trireme/agent.pyz", "--"]
         command = [sys.executable, "-m", "trireme_agent", "--", *main["command"][3:]]
         with (place / "output").open("ab") as output:
-            process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True, cwd=place)
+            process = subprocess.Popen(
+                command, env=env, stdout=output, stderr=output, start_new_session=True, cwd=place
+            )
         self.processes[uid], self.names[uid] = process, metadata["name"]
 
     def token(self, pod: Json, audience: str = "trireme") -> str:
         return pod_token(self.world, pod, audience)
 
     def output(self, name: str) -> str:
-        return "".join(
-            (self.folder / uid / "output").read_text() for uid, known in self.names.items() if known == name
-        )
+        return "".join((self.folder / uid / "output").read_text() for uid, known in self.names.items() if known == name)
 
 
 def pod_token(world: World, pod: Json, audience: str = "trireme") -> str:
@@ -337,7 +341,8 @@ def pod_token(world: World, pod: Json, audience: str = "trireme") -> str:
 
 def container(state: Json) -> Json:
     return {
-        "name": "trainer", "image": "stand-in", "imageID": "", "restartCount": 0, "ready": "running" in state, "state": state,
+        "name": "trainer", "image": "stand-in", "imageID": "", "restartCount": 0, "ready": "running" in state,
+        "state": state,
     }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_a_killed_rank_comes_back_in_the_same_pods(world: World, operators: Oper
     assert back < 15
 
 
-def test_killing_the_operator_costs_a_running_job_nothing(world: World, operators: Operators, kubelet: Kubelets) -> None:
+def test_killing_the_operator_costs_a_job_nothing(world: World, operators: Operators, kubelet: Kubelets) -> None:
     operator = operators()
     standin = kubelet(run=True)
     world.create("calm", script_job(2, SLEEP.format(3600)))

@@ -15,9 +15,17 @@ from typing import Any
 
 from trireme_api.job import API_VERSION, KIND, TERMINAL, Phase, TrainingJobStatus, pod_name
 from trireme_api.protocol import (
-    Action, AgentState, Assignment, Cause, CheckpointRef, EnergyReading, Failure, Progress, RankReport, Report,
+    Action,
+    AgentState,
+    Assignment,
+    Cause,
+    CheckpointRef,
+    EnergyReading,
+    Failure,
+    Progress,
+    RankReport,
+    Report,
 )  # fmt: skip
-
 from trireme_operator.actions import Note
 from trireme_operator.api import ApiError, Json
 from trireme_operator.assignments import Crew
@@ -121,7 +129,9 @@ class View:
 
     async def list_pods(self, key: Key | None = None) -> tuple[list[Json], str]:
         await self._gate()
-        found = [p for p in self.model.pods.values() if key is None or p["metadata"]["labels"]["trireme.dev/job"] == key[1]]
+        found = [
+            p for p in self.model.pods.values() if key is None or p["metadata"]["labels"]["trireme.dev/job"] == key[1]
+        ]
         return copy.deepcopy(found), str(self.model.version)
 
     async def patch_status(self, job: Job, status: Json) -> Json:
@@ -257,7 +267,11 @@ class Model:
             return copy.deepcopy(found)
         self.writes.append(f"create {name}")
         pod = copy.deepcopy(manifest)
-        pod["metadata"] |= {"uid": self.new_uid(), "resourceVersion": self._next(), "creationTimestamp": stamp(self.now)}
+        pod["metadata"] |= {
+            "uid": self.new_uid(),
+            "resourceVersion": self._next(),
+            "creationTimestamp": stamp(self.now),
+        }
         pod["status"] = {"phase": "Pending"}
         self.pods[name] = pod
         self.emit("pod", "ADDED", pod)
@@ -326,7 +340,9 @@ class Model:
         if agent is not None:
             agent.gone = True
         pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
-        pod["status"]["containerStatuses"] = [{"state": {"terminated": {"exitCode": code, "finishedAt": stamp(self.now)}}}]
+        pod["status"]["containerStatuses"] = [
+            {"state": {"terminated": {"exitCode": code, "finishedAt": stamp(self.now)}}}
+        ]
         self.touch_pod(pod)
 
     def kubelet_step(self, pod: Json) -> bool:
@@ -385,13 +401,18 @@ class Model:
             for slot in status.slots:
                 other = self.agents.get(slot.pod_uid or "")
                 if slot.pod_uid is None or (other is not None and not other.gone and other.attempt < told.attempt):
-                    raise Broken(f"barrier: {agent.pod} starts attempt {told.attempt} before slot {slot.index} holds it")
+                    raise Broken(
+                        f"barrier: {agent.pod} starts attempt {told.attempt} before slot {slot.index} holds it"
+                    )
         for other in self.agents.values():
             if other.job == agent.job and other is not agent and other.ranks_alive and other.attempt == agent.attempt:
                 assert other.assignment is not None
                 if other.assignment.node_rank == told.node_rank:
                     raise Broken(f"I1: {agent.pod} and {other.pod} both run node rank {told.node_rank}")
-                if (other.assignment.master_address, other.assignment.world_size) != (told.master_address, told.world_size):
+                if (other.assignment.master_address, other.assignment.world_size) != (
+                    told.master_address,
+                    told.world_size,
+                ):
                     raise Broken("ranks of one attempt disagree on master or world size")
         self.fence[agent.job] = max(self.fence.get(agent.job, 0), agent.attempt)
         resume = told.resume.step if told.resume else 0
@@ -458,13 +479,15 @@ class Model:
             uid = job["metadata"]["uid"]
             mine = [p for p in self.pods.values() if p["metadata"]["ownerReferences"][0]["uid"] == uid]
             for index in {p["metadata"]["labels"]["trireme.dev/slot"] for p in mine}:
-                live = [p["metadata"]["name"] for p in mine if p["metadata"]["labels"]["trireme.dev/slot"] == index and self._live(p)]
+                live = [
+                    p["metadata"]["name"]
+                    for p in mine
+                    if p["metadata"]["labels"]["trireme.dev/slot"] == index and self._live(p)
+                ]
                 if one_operator and len(live) > 1:
                     raise Broken(f"I1: two live pods of slot {index}: {live}")
             wanted = {pod_name(name, slot) for slot in status.slots}
-            if one_operator and status.phase == Phase.PENDING and any(
-                p["metadata"]["name"] in wanted for p in mine
-            ):
+            if one_operator and status.phase == Phase.PENDING and any(p["metadata"]["name"] in wanted for p in mine):
                 raise Broken("a waiting job has pods")
         running: dict[tuple[str, int], int] = {}
         for agent in self.agents.values():

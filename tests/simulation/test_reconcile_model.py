@@ -1,4 +1,4 @@
-"""Any interleaving of operators, watches, kubelets, nodes, agents and people: the invariants hold, and all comes to an end.
+"""Any interleaving of operators, watches, kubelets, nodes, agents and people: invariants hold, all comes to an end.
 
 The rules of the machine are everything that may happen next; hypothesis looks for an order that breaks an invariant of
 model.py (I1–I7). Afterwards the world is let calm down, and liveness is checked: every job ends where it should (L1),
@@ -11,14 +11,16 @@ import os
 import sys
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase as Phases, settings, strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Phases
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import NAMESPACE, Agent, Broken, Model, Operator  # noqa: E402
-from trireme_api.job import TERMINAL, Phase, TrainingJobStatus  # noqa: E402
-from trireme_api.protocol import AgentState, Cause  # noqa: E402
+from model import NAMESPACE, Agent, Broken, Model, Operator
+from trireme_api.job import TERMINAL, Phase, TrainingJobStatus
+from trireme_api.protocol import AgentState, Cause
 
 JOBS = ("a", "b")
 PICK = st.integers(min_value=0, max_value=7)
@@ -222,7 +224,7 @@ class World(RuleBasedStateMachine):
 
 
 def calm(world: World) -> None:
-    """Faults stop; nodes are well, one operator leads, agents and kubelets do their work. Then all must come to rest."""
+    """Faults stop; nodes are well, one operator leads, agents and kubelets do their work: all must come to rest."""
     model = world.model
     for operator in list(model.operators):
         model.kill(operator)
@@ -236,7 +238,9 @@ def calm(world: World) -> None:
         if all(at_rest(world, name) for name in model.jobs) and not unsettled(model):
             break
     else:
-        raise Broken("L1: " + "; ".join(f"{n}: {world.status(n).phase} {world.status(n).explanation}" for n in model.jobs))
+        raise Broken(
+            "L1: " + "; ".join(f"{n}: {world.status(n).phase} {world.status(n).explanation}" for n in model.jobs)
+        )
     for _ in range(2):  # what follows from the last change
         everything(model, operator)
         model.now += 60.0
