@@ -155,6 +155,7 @@ def _container(job: Job, spec: TrainingJobSpec, images: Images) -> dict[str, Any
 def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[str, Any]]:
     ours: dict[str, str] = {
         Env.JOB: job.name,
+        Env.JOB_UID: job.uid,
         Env.NAMESPACE: job.namespace,
         Env.COORDINATOR: images.coordinator,
         Env.COORDINATOR_CA: images.coordinator_ca,
