@@ -116,7 +116,11 @@ def build(
     values, base = dict(given), ""
     settings = pip_settings.of_this_machine()
     declared = dockerfile.arguments(text)
-    values = {**dockerfile.used(declared, settings.build_arguments()), **values}
+    offered = settings.build_arguments()
+    if tool == DOCKER:
+        # Docker's builder binds no folder of this machine, so only what needs none is of use to it.
+        offered = {name: value for name, value in offered.items() if pip_settings.INSIDE not in value}
+    values = {**dockerfile.used(declared, offered), **values}
     buildah = Buildah() if tool == BUILDAH else None
     argument = dockerfile.base_argument(text)
     if buildah is not None and argument is not None and argument not in given:
