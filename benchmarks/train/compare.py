@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 LOSS_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 """Of the largest difference over all steps: other kernels and orders of summation, grown through a few AdamW steps."""
 MEBI = 2**20
+RUN_SECONDS = 1800
+"""A run that takes longer has failed."""
 
 
 def main() -> None:
@@ -132,14 +134,21 @@ def launch(case: Case, command: list[str], environment: dict[str, str], work: Pa
     common |= {"WORLD_SIZE": str(case.ranks), "LOCAL_WORLD_SIZE": str(case.ranks), "OMP_WAIT_POLICY": "PASSIVE"}
     common.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // case.ranks)))
     common.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    ranks = []
-    for rank in range(case.ranks):
-        log = (work / f"rank-{rank}.log").open("w")
-        env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    ranks: list[subprocess.Popen[bytes]] = []
+    for number in range(case.ranks):
+        log = (work / f"rank-{number}.log").open("w")
+        env = {**common, "RANK": str(number), "LOCAL_RANK": str(number)}
         ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
-    codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        tail = "\n".join((work / f"rank-{i}.log").read_text()[-3000:] for i, code in enumerate(codes) if code)
+    codes: list[int | None]
+    try:
+        codes = [rank.wait(RUN_SECONDS) for rank in ranks]
+    except subprocess.TimeoutExpired:
+        codes = [rank.poll() for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if codes != [0] * case.ranks:
+        tail = "\n".join((work / f"rank-{i}.log").read_text()[-3000:] for i, code in enumerate(codes) if code != 0)
         sys.exit(f"{case.name}: {' '.join(command[:3])} ended with {codes}\n{tail}")
 
 

@@ -84,7 +84,10 @@ def main(recipe: Recipe, warm: int, output: Path) -> None:
             "peakMemoryBytes": memory,
         }
         output.write_text(json.dumps(result))
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
+    sys.stdout.flush()
+    # Its gloo threads now and then keep the interpreter from ending, long after the last step.
+    os._exit(0)
 
 
 def _model(recipe: Recipe) -> OPTForCausalLM:

@@ -9,7 +9,6 @@ import traceback
 from typing import NoReturn
 
 from trireme_api.families import check_recipe
-from trireme_api.protocol import ExitCode
 from trireme_api.schema import InvalidSpec
 
 from trireme_trainer.heartbeat import Pulse, process_start
@@ -69,9 +68,7 @@ def run() -> NoReturn:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == ExitCode.DONE:
-        sys.exit(0)
-    # Threads that wait for a peer that is gone (gloo, a checkpoint in flight) would keep the interpreter from ending.
+    # Not through the interpreter's own end, which threads of gloo, or of a save whose peer is gone, can block for ever.
     os._exit(code)
 
 
