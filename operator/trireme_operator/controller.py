@@ -83,8 +83,8 @@ class Controller:
         except NotLeader:
             return "not-leader"
         except ApiError as error:
-            if error.conflict:
-                # Somebody wrote in between: look again with what is there now.
+            if error.conflict or error.not_found:
+                # Somebody wrote or deleted in between: look again with what is there now.
                 await self.refresh(key)
                 self.queue.retry(key)
                 return "conflict"

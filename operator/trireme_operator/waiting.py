@@ -79,4 +79,4 @@ def admit(draft: Draft) -> None:
     draft.enter(
         Phase.STARTING, "Admitted", f"admitted; attempt {status.attempt} starts {spec.replicas.desired} pods{again}"
     )
-    draft.note("Admitted", f"room for all {spec.replicas.desired} pods; attempt {status.attempt}{again}")
+    draft.note("Admitted", f"room for the whole gang ({spec.replicas.desired}); attempt {status.attempt}{again}")
