@@ -43,7 +43,7 @@ def corpus() -> Path:
 def fetch(target: Path) -> None:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise DemoError(
-            f"the demo's corpus comes from Debian packages and apt-get is not here; set {OWN} to a directory of .txt files"
+            f"the corpus comes from Debian packages and there is no apt-get; set {OWN} to a directory of .txt files"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -61,7 +61,7 @@ def fetch(target: Path) -> None:
         total = sum(path.stat().st_size for path in texts.iterdir())
         if total < LEAST_BYTES:
             raise DemoError(
-                f"{', '.join(PACKAGES)} hold only {total} bytes of plain text on this system; set {OWN} to a directory of .txt files"
+                f"{', '.join(PACKAGES)} hold only {total} bytes of text; set {OWN} to a directory of .txt files"
             )
         (texts / ".complete").touch()
         shutil.rmtree(target, ignore_errors=True)
@@ -77,4 +77,4 @@ def download(folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
-        raise DemoError(f"could not download {', '.join(PACKAGES)}: {lines[0]}; set {OWN} to a directory of .txt files")
+        raise DemoError(f"no {', '.join(PACKAGES)}: {lines[0]}; set {OWN} to a directory of .txt files")

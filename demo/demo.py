@@ -21,6 +21,7 @@ OUTPUT = ROOT / ".demo"
 KILL_AFTER_CHECKPOINT = 80
 """The rank is killed some steps after this checkpoint is committed, so that steps are lost and must be done again."""
 KILL_DELAY_STEPS = 8
+ORDER = ("detect", "decide", "fence", "replace", "rendezvous", "load", "firstStep")
 EXACT = 1e-5
 TAIL = 20
 """Steps that the final loss is the mean of."""
@@ -51,9 +52,10 @@ def follow(run: Run, until_step: int | None) -> None:
 
 def show_recovery(found: Recovery) -> None:
     say(
-        f"  rank 1 killed in step {found.killed_in_step + 1}; the gang resumed from the checkpoint of step {found.resumed_from}"
+        f"  rank 1 killed in step {found.killed_in_step + 1}, "
+        f"the gang resumed from the checkpoint of step {found.resumed_from}"
     )
-    for name, seconds in found.phases.items():
+    for name, seconds in sorted(found.phases.items(), key=lambda item: ORDER.index(item[0])):
         say(f"    {name:<12} {seconds:7.2f} s")
     say(f"    {'in all':<12} {found.seconds:7.2f} s from the kill to the first new step")
 
@@ -96,7 +98,7 @@ def show_end(run: Run, entropy: float, summary: dict[str, Any]) -> None:
     log = run.curve()
     say("\n$ kubectl get tj\n" + run.kube.out("get", "trainingjobs"))
     say(f"$ kubectl describe tj {run.name}   # events")
-    for event in events_of(run.kube, run.name):
+    for event in events_of(run.kube, run.job()):
         say(f"  {event['type']:<8} {event['reason']:<16} {event['message'][:160]}")
     say("\n" + plot.terminal(log, entropy))
     picture = OUTPUT / "loss.png"
@@ -116,7 +118,7 @@ def show_end(run: Run, entropy: float, summary: dict[str, Any]) -> None:
     say("\nWhere to look next")
     say(f"  export KUBECONFIG={run.kube.kubeconfig}")
     say(f"  kubectl get tj {run.name} -o yaml            # conditions, progress, restarts, energy, carbon")
-    say("  kubectl apply -f manifests/samples/custom-script.yaml && kubectl get tj -w    # your own script")
+    say("  kubectl get pods,events -w                   # while you apply a job of your own")
     say(f"  .venv/bin/trireme checkpoints verify {run.folder}")
     say("  docs/architecture.md                         # how it works;  make cluster-down removes the cluster")
 

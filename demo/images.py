@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +133,23 @@ def load(built: list[Built]) -> None:
 
 
 def cluster_tool(script: str, *arguments: str, data: bool = False) -> Any:
-    """Runs one of cluster/'s commands; its progress goes to the terminal, with `data` its JSON is returned."""
+    """Runs one of cluster/'s commands; its own lines (indented) go to the terminal, with `data` its JSON is returned.
+
+    A builder's many lines are kept in a log and shown only when it fails.
+    """
     command = [sys.executable, str(ROOT / "cluster" / script), *arguments, *(["--json"] if data else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise DemoError(f"{script} {arguments[0]} failed (see above)")
-    return json.loads(done.stdout) if data else None
+    log: deque[str] = deque(maxlen=25)
+    with (
+        tempfile.TemporaryFile("w+") as answer,
+        subprocess.Popen(command, stdout=answer, stderr=subprocess.PIPE, text=True, errors="replace") as process,
+    ):
+        assert process.stderr is not None
+        for line in process.stderr:
+            log.append(line)
+            if line.startswith("  ") and line[2:3].strip() and "args were not consumed" not in line:
+                print(line, end="", file=sys.stderr, flush=True)
+        if process.wait():
+            print("".join(log), end="", file=sys.stderr)
+            raise DemoError(f"cluster/{script} {arguments[0]} failed (see above)")
+        answer.seek(0)
+        return json.load(answer) if data else None

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,12 @@ def conditions(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {c["type"]: c for c in job.get("status", {}).get("conditions", [])}
 
 
-def events_of(kube: Kube, name: str) -> list[dict[str, Any]]:
-    """Events of one TrainingJob, oldest first."""
-    found = kube.json("get", "events", "--field-selector", f"involvedObject.name={name}")["items"]
+def events_of(kube: Kube, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Events of this very TrainingJob, not of an earlier one of its name; oldest first."""
+    chosen = f"involvedObject.uid={job['metadata']['uid']}"
+    found = kube.json("get", "events", "--field-selector", chosen)["items"]
 
-    def when(event: dict[str, Any]) -> Sequence[str]:
-        return (event.get("eventTime") or event.get("firstTimestamp") or event["metadata"]["creationTimestamp"], "")
+    def when(event: dict[str, Any]) -> str:
+        return str(event.get("eventTime") or event.get("firstTimestamp") or event["metadata"]["creationTimestamp"])
 
     return sorted(found, key=when)

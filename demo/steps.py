@@ -23,9 +23,7 @@ def install() -> None:
     here = target.up()
     target.install(here, target.images())
     say(f"\nexport KUBECONFIG={here.kube.kubeconfig}")
-    say(
-        "kubectl apply -f manifests/samples/custom-script.yaml   # or any other TrainingJob; `kubectl get tj -w` shows it"
-    )
+    say("kubectl apply -f job.yaml   # any TrainingJob, e.g. of manifests/samples; `kubectl get tj -w` shows it")
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ def overlay() -> Path:
 
 
 def install(target: Target, built: list[Built]) -> None:
-    """CRD, operator and rights; waits until the operator is ready. Safe to repeat; a new image rolls the operator over."""
+    """CRD, operator and rights; waits until the operator is ready. Safe to repeat: a new image rolls over."""
     kube = target.kube.within(SYSTEM)
     with step("operator"):
         rendered = kube.out("kustomize", str(overlay()))

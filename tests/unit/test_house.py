@@ -41,7 +41,7 @@ MAX_LINES = 400
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int]]:
-    """Every imported module as an absolute dotted name; `from a import b` gives both `a` and `a.b`, for b may be a module."""
+    """Every imported module as an absolute name; `from a import b` gives `a` and `a.b`, for b may be a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
