@@ -47,14 +47,14 @@ def is_built() -> bool:
 
 
 def build() -> Path:
-    """Build unless cached (about 6 minutes on 2 cores); returns the folder of programs."""
+    """Build unless cached (about 8 minutes on 2 cores); returns the folder of programs."""
     target = cached()
     if is_built():
         return target
     debian.require_debian("building Kubernetes")
     cache_dir().mkdir(parents=True, exist_ok=True)
     require_space(cache_dir(), NEEDED_BYTES, "building Kubernetes")
-    say("building Kubernetes from Debian's source package: once, about 6 minutes on 2 cores")
+    say("building Kubernetes from Debian's source package: once, about 8 minutes on 2 cores")
     debian.install(debian.BUILD_TOOLS)
     work = cache_dir() / "build"
     shutil.rmtree(work, ignore_errors=True)
