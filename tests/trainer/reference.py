@@ -6,6 +6,7 @@ Shares the model, the initial values and the samples with the trainer, and nothi
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,17 @@ def rate(spec: Recipe, step: int) -> float:
     return peak * (1 - (1 - spec.schedule.final_fraction) * (step - warm) / (end - warm))
 
 
-def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> tuple[dict[int, float], dict[str, Tensor]]:
-    """Losses by step (from 1) and the final weights. Steps in `skip` compute a loss and leave the weights alone."""
+@dataclass(frozen=True)
+class Training:
+    losses: dict[int, float]
+    """By step, from 1."""
+    norms: dict[int, float]
+    """Of the gradients, before clipping."""
+    weights: dict[str, Tensor]
+
+
+def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> Training:
+    """Steps in `skip` compute a loss and leave the weights alone."""
     spec = Recipe.model_validate(recipe)
     model, mixture = fresh_model(recipe), Mixture.from_recipe(spec)
     optimizer = torch.optim.AdamW(
@@ -54,7 +64,7 @@ def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> tup
         foreach=False,
         fused=False,
     )
-    losses = {}
+    losses, norms = {}, {}
     for step in range(1, steps + 1):
         first = (step - 1) * spec.sequences_per_step
         blocks = torch.from_numpy(np.stack([mixture.sample(first + i) for i in range(spec.sequences_per_step)]))
@@ -62,13 +72,13 @@ def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> tup
         loss = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.clip)
+        norms[step] = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.clip).item()
         for group in optimizer.param_groups:
             group["lr"] = rate(spec, step)
         if step not in skip:
             optimizer.step()
         losses[step] = loss.item()
-    return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return Training(losses, norms, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
 def saved_weights(checkpoints: Path, recipe: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:

@@ -30,8 +30,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_every_rank(corpus: Path, tmp_pa
     gang = Gang(tmp_path, recipe, world=2, fault="nan_in_step_3").run()
     assert gang.column("skipped") == {1: None, 2: None, 3: True, 4: None, 5: None, 6: None}
     assert gang.column("gradNorm")[3] is None
-    losses, _ = train(recipe, 6, skip={3})
-    assert largest_difference(gang.losses(), losses) <= 1e-5
+    assert largest_difference(gang.losses(), train(recipe, 6, skip={3}).losses) <= 1e-5
 
 
 def test_a_skipped_step_is_remembered_by_the_checkpoint(corpus: Path, tmp_path: Path) -> None:
@@ -39,9 +38,8 @@ def test_a_skipped_step_is_remembered_by_the_checkpoint(corpus: Path, tmp_path: 
     recipe = make_recipe(corpus, steps=4, schedule={"warmupTokens": 0, "finalFraction": 1.0})
     Gang(tmp_path, recipe, world=2, fault="nan_in_step_3").run()
     again = Gang(tmp_path, {**recipe, "until": {"steps": 7}}, world=1, attempt=2).run()
-    losses, _ = train(recipe, 7, skip={3})
     assert sorted(again.losses()) == [5, 6, 7]
-    assert largest_difference(again.losses(), losses) <= 1e-5
+    assert largest_difference(again.losses(), train(recipe, 7, skip={3}).losses) <= 1e-5
 
 
 @pytest.mark.parametrize(
