@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from .node import remove_folder
@@ -13,8 +14,13 @@ from .shell import run
 from .state import State, boot_id, locked
 
 
-def config(nodes: int, port: int, volumes: Path) -> str:
+NODE_IMAGE = "TRIREME_KIND_IMAGE"
+"""Names another node image, and so another version of Kubernetes, than kind's default."""
+
+
+def config(nodes: int, port: int, volumes: Path, image: str = "") -> str:
     """kind's configuration: one control plane that takes no pods, and `nodes` workers. JSON is YAML."""
+    chosen = {"image": image} if image else {}
     mount = [{"hostPath": str(volumes), "containerPath": str(volumes)}]
     roles = [{"role": "control-plane"}] + [{"role": "worker"} for _ in range(nodes)]
     return json.dumps(
@@ -22,7 +28,7 @@ def config(nodes: int, port: int, volumes: Path) -> str:
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
             "networking": {"apiServerAddress": "127.0.0.1", **({"apiServerPort": port} if port else {})},
-            "nodes": [{**role, "extraMounts": mount} for role in roles],
+            "nodes": [{**role, **chosen, "extraMounts": mount} for role in roles],
         }
     )
 
@@ -48,7 +54,7 @@ def up(paths: ClusterPaths, nodes: int, port: int) -> str:
                     "--config",
                     "-",
                 ],
-                stdin=config(nodes, port, paths.volumes),
+                stdin=config(nodes, port, paths.volumes, os.environ.get(NODE_IMAGE, "")),
             )
         empty = Plan(name=paths.name, nodes="", pods="", services="")
         State(plan=empty, backend="kind", boot_id=boot_id(), nodes=list(range(1, nodes + 1))).save(paths.record)

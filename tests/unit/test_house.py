@@ -177,7 +177,8 @@ def test_no_file_names_one_machine() -> None:
         if text is None:
             continue
         for number, line in enumerate(text.splitlines(), 1):
-            if someones_home.search(line) or any(place in line for place in places):
+            made_up = "tests" in path.relative_to(ROOT).parts  # a test may need somebody's home
+            if (someones_home.search(line) and not made_up) or any(place in line for place in places):
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert not wrong, "\n".join(wrong)
 
