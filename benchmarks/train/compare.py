@@ -4,8 +4,9 @@
     python benchmarks/train/compare.py --only opt-8m --rounds 1
 
 Each run is a fresh set of processes. Trireme runs as under the agent (data pipeline, step log, heartbeat); the peer's
-data lie in memory and it logs nothing. A run's figure is its mean over the timed steps, a case's the median over
-rounds. Both must report the same losses, or the comparison is void and the exit code 1. Prints a table, writes JSON.
+data lie in memory and it logs nothing. Figures are medians over the timed steps of all rounds; the fastest step stands
+beside them, for machines that are shared. Both must report the same losses, or the comparison is void and the exit
+code 1. Prints a table, writes JSON.
 """
 
 from __future__ import annotations
@@ -77,17 +78,19 @@ def measure(case: Case, corpus: Path, directory: Path, rounds: int, machine: dic
             work = directory / f"{who}-{number}"
             work.mkdir(parents=True)
             runs[who].append(launch(case, recipe, work))
-            seconds = runs[who][-1]["stepSeconds"]
+            seconds = statistics.median(runs[who][-1]["steps"])
             print(f"{case.name}: round {number + 1}, {who}: {seconds:.3f} s per step", flush=True)
     spec = Recipe.model_validate(recipe)
     arithmetic = Arithmetic.of(check_recipe(spec), spec, device_peak(machine["device"]))
     row: dict[str, Any] = {"case": case.name, "shape": case.shape, **vars(case)}
     for who, results in runs.items():
-        seconds = statistics.median(result["stepSeconds"] for result in results)
+        steps = [step for result in results for step in result["steps"]]
+        seconds = statistics.median(steps)
         figures = arithmetic.figures(case.tokens, seconds, 1, case.ranks)
         row[who] = {
             "stepSeconds": seconds,
-            "stepSecondsOfRuns": [result["stepSeconds"] for result in results],
+            "fastestStepSeconds": min(steps),
+            "stepSecondsOfRuns": [[round(step, 4) for step in result["steps"]] for result in results],
             "tokensPerSecond": figures.tokens_per_second,
             "modelTflopsPerDevice": figures.model_tflops,
             "mfu": figures.mfu,
@@ -98,7 +101,8 @@ def measure(case: Case, corpus: Path, directory: Path, rounds: int, machine: dic
     losses = zip(runs["trireme"][0]["losses"], runs["accelerate"][0]["losses"], strict=True)
     row["largestLossDifference"] = max(abs(ours - theirs) for ours, theirs in losses)
     row["lossesDiffer"] = row["largestLossDifference"] > LOSS_TOLERANCE[case.precision]
-    row["speedup"] = row["accelerate"]["stepSeconds"] / row["trireme"]["stepSeconds"]
+    for name, seconds in (("speedup", "stepSeconds"), ("speedupOfFastestSteps", "fastestStepSeconds")):
+        row[name] = row["accelerate"][seconds] / row["trireme"][seconds]
     return row
 
 
@@ -110,7 +114,7 @@ def run_trireme(case: Case, recipe: dict[str, Any], work: Path) -> dict[str, Any
     steps = [row for row in rows if "loss" in row]
     ended = next(row for row in rows if row.get("event") == "ended")
     return {
-        "stepSeconds": statistics.fmean(row["seconds"] for row in steps[case.warm :]),
+        "steps": [row["seconds"] for row in steps[case.warm :]],
         "firstStepSeconds": steps[0]["seconds"],
         "losses": [row["loss"] for row in steps],
         "peakMemoryBytes": ended["peakMemoryBytes"],
@@ -184,16 +188,16 @@ def slug(text: str) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown. Shape: ranks × micro-batches × sequences × tokens."""
     lines = [
-        "| case | shape | Trireme tok/s | Accelerate tok/s | ratio | TFLOP/s per device | MFU "
+        "| case | shape | Trireme tok/s | Accelerate tok/s | ratio | of fastest | TFLOP/s per device | MFU "
         "| memory MiB, ours / theirs | first step s, ours / theirs | loss difference |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         ours, theirs = row["trireme"], row["accelerate"]
         mfu = f"{ours['mfu']:.1%}" if ours["mfu"] is not None else "unknown"
         lines.append(
             f"| {row['case']} | {row['shape']} | {ours['tokensPerSecond']:,.0f} | {theirs['tokensPerSecond']:,.0f} "
-            f"| {row['speedup']:.2f} | {ours['modelTflopsPerDevice']:.4g} | {mfu} "
+            f"| {row['speedup']:.2f} | {row['speedupOfFastestSteps']:.2f} | {ours['modelTflopsPerDevice']:.4g} | {mfu} "
             f"| {ours['peakMemoryBytes'] / MEBI:,.0f} / {theirs['peakMemoryBytes'] / MEBI:,.0f} "
             f"| {ours['firstStepSeconds']:.2f} / {theirs['firstStepSeconds']:.2f} "
             f"| {row['largestLossDifference']:.1e}{' DIFFER' if row['lossesDiffer'] else ''} |"

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main(recipe: Recipe, warm: int, output: Path) -> None:
     for step, (tokens, targets) in enumerate(batches):
         if step in (0, 1, warm):
             _synchronize(cuda)
-            marks.append(time.perf_counter())
+        marks.append(time.perf_counter())
         total = torch.zeros((), device=accelerator.device)
         for i in range(accumulate):
             part = slice(i * micro, (i + 1) * micro)
@@ -71,15 +72,19 @@ def main(recipe: Recipe, warm: int, output: Path) -> None:
             total += loss.detach() / accumulate
         losses.append(total)
     _synchronize(cuda)
-    end = time.perf_counter()
-    first, *_, steady = marks
+    marks.append(time.perf_counter())
+    if cuda:
+        # The host only queues work: what is known is how long all timed steps took together.
+        steps = [(marks[-1] - marks[warm]) / (recipe.total_steps - warm)] * (recipe.total_steps - warm)
+    else:
+        steps = [end - begin for begin, end in pairwise(marks[warm:])]
     means = [accelerator.reduce(loss, reduction="mean").item() for loss in losses]
     if rank == 0:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         memory = torch.cuda.max_memory_allocated() if cuda else resident
         result: dict[str, Any] = {
-            "stepSeconds": (end - steady) / (recipe.total_steps - warm),
-            "firstStepSeconds": marks[1] - first,
+            "steps": steps,
+            "firstStepSeconds": marks[1] - marks[0],
             "losses": means,
             "peakMemoryBytes": memory,
         }
