@@ -54,7 +54,7 @@ demo: venv ## train OPT-8M on the local cluster, kill a rank, watch it continue 
 
 .PHONY: bench
 bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever device is here
-	@$(PY) benchmarks/train/run.py $(ARGS)
+	@$(PY) benchmarks/train/compare.py $(ARGS)
 
 .PHONY: docs
 docs: venv ## regenerate what is generated: the CRD and the API reference
