@@ -18,7 +18,7 @@ from demo.training import ENDED, Recovery, Run, cpu_model, fresh, own_time, prep
 SAMPLE = ROOT / "manifests" / "samples" / "opt-8m-cpu.yaml"
 NAME = "opt-8m"
 OUTPUT = ROOT / ".demo"
-KILL_AFTER_CHECKPOINT = 80
+KILL_AFTER_CHECKPOINT = 60
 """The rank is killed some steps after this checkpoint is committed, so that steps are lost and must be done again."""
 KILL_DELAY_STEPS = 8
 ORDER = ("detect", "decide", "fence", "replace", "rendezvous", "load", "firstStep")

@@ -13,7 +13,6 @@ from .report import step
 from .shell import run
 from .state import State, boot_id, locked
 
-
 NODE_IMAGE = "TRIREME_KIND_IMAGE"
 """Names another node image, and so another version of Kubernetes, than kind's default."""
 

@@ -50,7 +50,7 @@ def settings() -> kopf.OperatorSettings:
 
 
 def in_cluster(found: Any, environ: Mapping[str, str]) -> Any:
-    """The login of the pod's service account, by the address the kubelet gives: kopf takes the name, which needs DNS."""
+    """The login of the pod's service account by the address the kubelet gives; kopf takes the name, which needs DNS."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if found is None or not host:
         return found

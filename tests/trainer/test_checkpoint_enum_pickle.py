@@ -1,4 +1,4 @@
-"""Python before 3.11.4 pickles an enum member as `getattr(Kind, name)`: read, without letting `getattr` reach further."""
+"""Python before 3.11.4 pickles an enum member as `getattr(Kind, name)`: read, but `getattr` reaches no further."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_members_are_read(member: _MEM_FORMAT_ENCODING) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [(_MEM_FORMAT_ENCODING, "__init__"), (_MEM_FORMAT_ENCODING, "__class__"), (Metadata, "__init__")]
+    ("target", "name"),
+    [(_MEM_FORMAT_ENCODING, "__init__"), (_MEM_FORMAT_ENCODING, "__class__"), (Metadata, "__init__")],
 )
 def test_nothing_else_is(target: Any, name: str) -> None:
     with pytest.raises(pickle.UnpicklingError, match="no place in a checkpoint"):
