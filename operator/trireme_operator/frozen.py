@@ -13,7 +13,7 @@ FROZEN = ("recipe", "replicas", "procs_per_node", "checkpoint", "template", "sch
 
 
 def snapshot(spec: TrainingJobSpec) -> dict[str, Any]:
-    """The spec as status keeps it while the gang is admitted; with its defaults, for another version may have others."""
+    """The spec as status keeps it while the gang is admitted; with defaults, for another version may have others."""
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

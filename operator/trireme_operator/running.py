@@ -57,7 +57,7 @@ def _failed(draft: Draft) -> bool:
     if not found:
         return False
     first_at = min(b.at for b in found)
-    certain = any(not b.cascade and not (b.rule == "exit-code" and (b.exit or 0) > 0) for b in found)
+    certain = any(not b.cascade and not (b.rule == "exit-code" and b.cause == Cause.UNKNOWN) for b in found)
     settled = certain or len(found) == len(draft.found) or draft.now - first_at >= limits.settle_seconds
     if not settled and draft.now >= first_at:
         draft.wake_at(first_at + limits.settle_seconds)
@@ -180,7 +180,8 @@ def _not_placed(draft: Draft) -> bool:
     status.queueing.not_before = stamp(draft.now + pause)
     message = (
         f"{len(uncreated) + len(unplaced)} of {draft.spec.replicas.desired} pods found no place within "
-        f"{duration(limits.gang_seconds)} ({why}); the whole gang gives way and queues again"
+        f"{duration(limits.gang_seconds)} ({why}); the whole gang gives way and queues again at "
+        f"{status.queueing.not_before}"
     )
     draft.enter(Phase.PENDING, "GangNotPlaced", message)
     draft.note("GangNotPlaced", message, warning=True)

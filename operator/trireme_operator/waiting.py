@@ -47,9 +47,7 @@ def wait(draft: Draft) -> None:
         return
     not_before = seconds(status.queueing.not_before)
     if not_before is not None and draft.now < not_before:
-        _keep_waiting(
-            draft, "BackOff", f"the gang could not be placed as a whole; queues again at {status.queueing.not_before}"
-        )
+        # Why the gang gave way stays to be read until it may try again.
         draft.wake_at(not_before)
         return
     verdict = draft.seen.admission
