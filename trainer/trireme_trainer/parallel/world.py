@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class World:
             torch.cuda.set_device(device)
         else:
             torch.set_num_threads(cpu_threads(settings.local_world_size))
+            keep_freed_memory()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=settings.init_timeout)
         if settings.world_size == 1:
@@ -93,6 +95,19 @@ def cpu_threads(local_world_size: int) -> int:
     if given.isdigit() and int(given) > 0:
         return int(given)
     return max(1, int(min(len(os.sched_getaffinity(0)), cpu_quota()) // local_world_size))
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep what tensors free, as torch's allocator does on GPUs, and tells whether it agreed.
+
+    By default every large tensor is mapped anew and faulted in page by page: a third of the time of a step of OPT-8M.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another libc
+        return False
+    return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
 
 
 def cpu_quota(path: str = "/sys/fs/cgroup/cpu.max") -> float:
