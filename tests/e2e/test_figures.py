@@ -1,0 +1,71 @@
+"""Figures from the first minute: in `kubectl get tj`, and on the endpoints of operator, agent and trainer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from e2e_support import Jobs, operator_pods
+from prometheus_client.parser import text_string_to_metric_families
+from trireme_api.protocol import AGENT_METRICS_PORT, TRAINER_METRICS_PORT
+
+from demo.kube import Kube
+from demo.target import SYSTEM, Target
+from demo.training import started
+
+Sample = tuple[dict[str, str], float]
+
+
+def scrape(kube: Kube, pod: str, port: int) -> dict[str, list[Sample]]:
+    """What Prometheus would read, by metric name. Asked from inside the pod: the machine itself has no way in."""
+    script = (
+        f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics', timeout=10).read().decode())"
+    )
+    text = kube.exec(pod, "python3", "-c", script)
+    found: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
+    return found
+
+
+def test_every_part_tells_its_figures(job: dict[str, Any], jobs: Jobs, target: Target) -> None:
+    job["spec"]["recipe"]["until"] = {"steps": 400}
+    run = jobs.run(job, "figures")
+    started(run)
+    run.wait_for("speed and energy in status", lambda: _told(run.status()), 120)
+    pod = run.pod_of_slot(0)
+
+    trainer = scrape(run.kube, pod, TRAINER_METRICS_PORT)
+    assert 0 < trainer["trireme_train_loss"][0][1] < 10
+    assert trainer["trireme_train_tokens_per_second"][0][1] > 0
+    assert trainer["trireme_train_model_tflops"][0][1] > 0
+    assert "trireme_train_mfu" not in trainer, "an MFU on a device whose peak nobody knows is a guess"
+
+    agent = scrape(run.kube, pod, AGENT_METRICS_PORT)
+    (cpu,) = agent["trireme_cpu_energy_joules_total"]
+    assert cpu[0]["source"] in ("rapl", "declared")
+    assert cpu[1] > 0
+    assert agent["trireme_agent_rank_up"][0][1] == 1
+
+    (leader,) = operator_pods(target)
+    operator = scrape(target.kube.within(SYSTEM), leader["metadata"]["name"], 8080)
+    mine = {"namespace": run.kube.namespace, "job": run.name}
+    phases = [
+        labels["phase"] for labels, value in operator["trireme_job_phase"] if mine.items() <= labels.items() and value
+    ]
+    assert phases == ["Running"]
+    assert operator["trireme_leader"][0][1] == 1
+    refused = [labels for labels, value in operator["trireme_api_requests_total"] if labels["code"] == "403" and value]
+    assert not refused, "the operator needs a right that its role does not give"
+
+    table = run.kube.out("get", "trainingjob", run.name)
+    header, row = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
+    assert header[:8] == ["NAME", "PHASE", "NODES", "STEP", "LOSS", "TOK/S", "TFLOPS", "MFU"]
+    assert row[:3] == [run.name, "Running", "2/2"]
+    assert re.search(r"\d+g", row[-3]) or re.search(r"\d+g", row[-2]), f"no CO2e in {table}"
+
+
+def _told(status: dict[str, Any]) -> bool:
+    progress, carbon = status.get("progress") or {}, status.get("carbon") or {}
+    return bool(progress.get("tokensPerSecond") and progress.get("tflops") and carbon.get("grams"))
