@@ -8,10 +8,12 @@ from trireme_api.job import Phase, Slot, TrainingJobSpec, TrainingJobStatus, pod
 from trireme_api.protocol import AgentState
 
 from trireme_operator.actions import Act, CreatePod, DeletePod
+from trireme_operator.clock import seconds
 from trireme_operator.views import Heard, Job, Node, Observed, Pod
 
 HOLDING = frozenset({Phase.STARTING, Phase.RUNNING, Phase.RECOVERING, Phase.SUSPENDING})
 """Phases in which the gang holds its nodes."""
+FAREWELL_SECONDS = 30.0
 GANG_GRACE_SECONDS = 10
 """For pods of a broken gang: their ranks cannot save any more, they only have to end."""
 
@@ -93,7 +95,7 @@ def changes(job: Job, spec: TrainingJobSpec | None, seen: Observed, now: float) 
     """Deletions, then creations, that make the pods what the written status says."""
     status = job.status
     if status.phase in (Phase.SUCCEEDED, Phase.FAILED):
-        return tuple(_after_the_end(job, spec, seen))
+        return tuple(_after_the_end(job, spec, seen, now))
     wanted = {pod_name(job.name, slot): slot for slot in status.slots} if status.phase in HOLDING else {}
     acts: list[Act] = []
     for pod in seen.pods:
@@ -121,19 +123,19 @@ def _occupied(slot: Slot, status: TrainingJobStatus, job: Job, seen: Observed, n
     )
 
 
-def _after_the_end(job: Job, spec: TrainingJobSpec | None, seen: Observed) -> list[Act]:
+def _after_the_end(job: Job, spec: TrainingJobSpec | None, seen: Observed, now: float) -> list[Act]:
     policy = spec.run_policy.clean_pod_policy if spec is not None else "Running"
     current = {pod_name(job.name, slot) for slot in job.status.slots}
+    leave_it = job.status.phase == Phase.SUCCEEDED and now < leaves_by(job)
     acts: list[Act] = []
     for pod in seen.pods:
-        finished_well = job.status.phase == Phase.SUCCEEDED and _leaves_by_itself(pod, seen)
-        keep = policy == "None" or (policy == "Running" and (pod.over or finished_well))
+        keep = policy == "None" or (policy == "Running" and (pod.over or leave_it))
         if not pod.leaving and not (pod.name in current and keep):
             acts.append(DeletePod(pod.name, pod.uid))
     return acts
 
 
-def _leaves_by_itself(pod: Pod, seen: Observed) -> bool:
-    """Its ranks are done and its agent is told to stop: the pod ends as Succeeded, which is worth keeping."""
-    heard = seen.heard.get(pod.uid)
-    return heard is not None and heard.ended and not pod.over
+def leaves_by(job: Job) -> float:
+    """Until then the pods of a job that ended well may end by themselves, as their agents are told to: a pod that is
+    Succeeded, with its logs, is worth more than one that was deleted."""
+    return (seconds(job.status.completion_time) or 0.0) + FAREWELL_SECONDS

@@ -16,7 +16,7 @@ from trireme_operator.actions import Act, Decision, DeleteJob
 from trireme_operator.clock import seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.frozen import effective, ignored_edits
-from trireme_operator.gang import HOLDING, changes
+from trireme_operator.gang import HOLDING, changes, leaves_by
 from trireme_operator.running import run
 from trireme_operator.stopping import stop
 from trireme_operator.views import JOB_UID_LABEL, Job, Observed
@@ -38,6 +38,8 @@ def reconcile(job: Job, seen: Observed, now: float) -> Decision:
     if phase in TERMINAL:
         actions: list[Act] = list(changes(job, spec, seen, now))
         actions += _expire(draft)
+        if any(not pod.over for pod in seen.pods) and now < leaves_by(job):
+            draft.wake_at(leaves_by(job))
     else:
         if phase in HOLDING:
             account(draft.status, spec, draft.found, seen, now)

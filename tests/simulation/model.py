@@ -29,7 +29,7 @@ from trireme_api.protocol import (
 from trireme_operator.actions import Note
 from trireme_operator.api import ApiError, Json
 from trireme_operator.assignments import Crew
-from trireme_operator.clock import stamp
+from trireme_operator.clock import seconds, stamp
 from trireme_operator.controller import Controller
 from trireme_operator.desk import Desk
 from trireme_operator.gang import places
@@ -39,6 +39,7 @@ from trireme_operator.store import Store
 from trireme_operator.views import Job, Key, Limits
 
 NAMESPACE = "sim"
+GRACE_SECONDS = 10
 IMAGES = Images("trainer", "agent", "https://coordinator", "PEM")
 ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_STOP: 2, Action.STOP: 3}
 
@@ -181,6 +182,8 @@ class Model:
         self.writes: list[str] = []
         """Every write that changed something, for the question what was written when nothing happened."""
         self.budget: dict[str, int] = {}
+        self.one_operator = True
+        """Two that act at once may make a pod too many; its agent is told to stop, so its ranks never start."""
         self.lost: set[str] = set()
         """UIDs of pods whose node has been not ready since they were bound."""
         self._uid = 0
@@ -275,6 +278,7 @@ class Model:
         pod["status"] = {"phase": "Pending"}
         self.pods[name] = pod
         self.emit("pod", "ADDED", pod)
+        self.check()
         return copy.deepcopy(pod)
 
     def delete_pod(self, name: str, uid: str, by_operator: bool = False) -> Json | None:
@@ -290,7 +294,7 @@ class Model:
             self.remove_pod(name)
             return copy.deepcopy(pod)
         if "deletionTimestamp" not in pod["metadata"]:
-            pod["metadata"]["deletionTimestamp"] = stamp(self.now + 10)
+            pod["metadata"]["deletionTimestamp"] = stamp(self.now + GRACE_SECONDS)
             self.touch_pod(pod)
         return copy.deepcopy(pod)
 
@@ -355,7 +359,10 @@ class Model:
                 self.remove_pod(pod["metadata"]["name"])  # the pod garbage collector
                 return True
             return False
-        if "deletionTimestamp" in pod["metadata"]:
+        leaves = seconds(pod["metadata"].get("deletionTimestamp"))
+        if leaves is not None:
+            if self.now < leaves - GRACE_SECONDS + 3 and pod["status"]["phase"] == "Running":
+                return False  # it saves first
             self.remove_pod(pod["metadata"]["name"])
             return True
         if pod["status"]["phase"] == "Pending":
@@ -472,8 +479,9 @@ class Model:
             raise Broken(f"I6: {len(after.slots)} slots for {admitted} pods")
         self._seen[name] = after
 
-    def check(self, one_operator: bool) -> None:
+    def check(self) -> None:
         """At any moment."""
+        one_operator = self.one_operator
         for name, job in self.jobs.items():
             status = TrainingJobStatus.model_validate(job.get("status") or {})
             uid = job["metadata"]["uid"]

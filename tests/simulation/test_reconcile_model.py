@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,7 @@ from trireme_api.job import TERMINAL, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState, Cause
 
 JOBS = ("a", "b")
+PARTS = ("resync", "watch", "work", "kubelets", "agents", "training")
 PICK = st.integers(min_value=0, max_value=7)
 
 
@@ -32,6 +34,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model(nodes=3, cpu=2)
+        self.model.one_operator = self.operators_at_once == 1
         self.count = 0
 
     # --- helpers ----------------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ class World(RuleBasedStateMachine):
             self.model.create_job(name, replicas)
         self.replace_operator()
         for _ in range(rounds):
-            self.peace(0)
+            self.peace(0, PARTS)
 
     def replace_operator(self) -> None:
         self.count += 1
@@ -85,14 +88,14 @@ class World(RuleBasedStateMachine):
 
     # --- the operator -----------------------------------------------------------------------------------------------
 
-    @rule(pick=PICK)
-    def peace(self, pick: int) -> None:
-        """For a moment all works as it should."""
+    @rule(pick=PICK, order=st.permutations(PARTS))
+    def peace(self, pick: int, order: Sequence[str]) -> None:
+        """For a moment all works as it should, each part at its own time."""
         if not self.model.operators:
             self.replace_operator()
         operator = self.operator(pick)
         assert operator is not None
-        everything(self.model, operator, steps=3)
+        everything(self.model, operator, steps=3, order=order)
         self.model.now += 1.0
 
     @rule(pick=PICK, name=st.sampled_from((*JOBS, "")), gates=st.sampled_from([0, 1, 2, 3, 4, 5, 7, 9, 100]))
@@ -213,7 +216,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.model.check(one_operator=self.operators_at_once == 1)
+        self.model.check()
 
     def teardown(self) -> None:
         try:
@@ -269,25 +272,32 @@ def unsettled(model: Model) -> bool:
     return any("deletionTimestamp" in pod["metadata"] for pod in model.pods.values())
 
 
-def everything(model: Model, operator: Operator, steps: int = 40) -> None:
+def everything(model: Model, operator: Operator, steps: int = 40, order: Sequence[str] = PARTS) -> None:
     """One round of a world without faults."""
-    model.begin(operator, ("", "resync"))
-    drain(model, operator)
-    while model.deliver(operator):
-        pass
-    model.read_nodes(operator)
-    operator.desk.decide()
-    for name in {*JOBS, *(pod["metadata"]["labels"]["trireme.dev/job"] for pod in model.pods.values())}:
-        model.begin(operator, (NAMESPACE, name))
-        drain(model, operator)
-    for pod in list(model.pods.values()):
-        model.kubelet_step(pod)
-    for agent in list(model.agents.values()):
-        if not agent.gone:
-            model.poll(agent, operator)
-            model.train(agent, steps)
-            if agent.step >= 100:
-                model.rank_done(agent)
+    for part in order:
+        if part == "resync":
+            model.begin(operator, ("", "resync"))
+            drain(model, operator)
+        elif part == "watch":
+            while model.deliver(operator):
+                pass
+            model.read_nodes(operator)
+        elif part == "work":
+            operator.desk.decide()
+            for name in {*JOBS, *(pod["metadata"]["labels"]["trireme.dev/job"] for pod in model.pods.values())}:
+                model.begin(operator, (NAMESPACE, name))
+                drain(model, operator)
+        elif part == "kubelets":
+            for pod in list(model.pods.values()):
+                model.kubelet_step(pod)
+        elif part == "agents":
+            for agent in [agent for agent in model.agents.values() if not agent.gone]:
+                model.poll(agent, operator)
+        else:
+            for agent in [agent for agent in model.agents.values() if not agent.gone]:
+                model.train(agent, steps)
+                if agent.step >= 100:
+                    model.rank_done(agent)
 
 
 def drain(model: Model, operator: Operator) -> None:
