@@ -154,10 +154,25 @@ def test_pods_after_a_failure_follow_the_policy(policy: str, deleted: set[str]) 
     assert {a.uid for a in actions if isinstance(a, DeletePod)} == deleted
 
 
+def test_pods_of_a_job_that_ended_well_may_end_by_themselves() -> None:
+    scene = Scene().run()
+    scene.hear_all(AgentState.EXITED, ranks=[RankReport(0, exit=0)])
+    decision = scene.settle()[-1]
+    assert (scene.status.phase, decision.actions) == (Phase.SUCCEEDED, ())
+    scene.heard.clear()  # an operator that has just started
+    assert scene.decide().actions == ()
+    scene.change_pod("pod-0-1", phase="Succeeded")
+    scene.now += 31
+    assert [a.uid for a in scene.decide().actions if isinstance(a, DeletePod)] == ["pod-1-1"]
+
+
 def test_ttl() -> None:
     scene = Scene(runPolicy={"ttl": {"succeededSeconds": 100}}).run()
     scene.hear_all(AgentState.EXITED, ranks=[RankReport(0, exit=0)])
-    decision = scene.settle()[-1]
+    scene.settle()
+    for uid in scene.pods:
+        scene.change_pod(uid, phase="Succeeded")
+    decision = scene.decide()
     assert decision.requeue_after is not None
     assert 90 < decision.requeue_after <= 100
     scene.now += 101
