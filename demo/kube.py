@@ -67,9 +67,6 @@ class Kube:
     def apply(self, *documents: dict[str, Any]) -> str:
         return self.out("apply", "-f", "-", text="\n---\n".join(json.dumps(d) for d in documents))
 
-    def apply_file(self, path: Path) -> str:
-        return self.out("apply", "-f", str(path))
-
     def delete(self, kind: str, name: str, wait: bool = True) -> None:
         self.call("delete", kind, name, "--ignore-not-found", f"--wait={str(wait).lower()}", timeout=180)
 

@@ -169,7 +169,7 @@ def recover(run: Run, slot: int, timeout: float = 180) -> Recovery:
     )
 
 
-def fresh(target: Target, manifest: Path, name: str) -> Run:
+def fresh(target: Target, manifest: Path, name: str, *options: str) -> Run:
     """Removes an earlier job of the name with its checkpoints, then applies the manifest."""
     checkpoints = target.claim("checkpoints", target.kube.namespace)
     target.kube.delete("trainingjob", name)
@@ -178,7 +178,7 @@ def fresh(target: Target, manifest: Path, name: str) -> Run:
     )
     folder = checkpoints / name
     shutil.rmtree(folder, ignore_errors=True)
-    target.kube.apply_file(manifest)
+    target.kube.out("apply", *options, "-f", str(manifest))
     return Run(target.kube, name, folder)
 
 

@@ -24,14 +24,14 @@ class Jobs:
         self.kube = target.kube
         self.names: list[str] = []
 
-    def run(self, job: Document, name: str) -> Run:
+    def run(self, job: Document, name: str, *options: str) -> Run:
         job = {**job, "metadata": {"name": name}}
         if "checkpoint" in job["spec"]:
             job["spec"]["checkpoint"]["uri"] = f"pvc://checkpoints/{name}"
         path = self._folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(job))
         self.names.append(name)
-        return fresh(self._target, path, name)
+        return fresh(self._target, path, name, *options)
 
     def remove(self) -> None:
         for name in self.names:
