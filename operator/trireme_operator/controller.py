@@ -249,14 +249,15 @@ class Controller:
         return len(jobs), len(pods)
 
     async def keep_admitting(self, pause: float = 0.2) -> None:
-        """Looks at the queue of waiting jobs whenever capacity may have changed."""
+        """Looks at the queue of waiting jobs whenever capacity may have changed, for at most a sixth of the time."""
         seen = -1
         while True:
+            began = time.monotonic()
             if seen != self.store.capacity_version:
                 seen = self.store.capacity_version
                 for key in self.desk.decide():
                     self.queue.add(key)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(pause, 5 * (time.monotonic() - began)))
 
 
 def _moves(decision: Decision) -> bool:

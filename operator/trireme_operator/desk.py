@@ -67,6 +67,9 @@ class Desk:
         if self.store.nodes is None:
             return set()
         waiting = [self._waiting(job) for job in self.store.jobs.values() if self._waits(job)]
+        if not waiting:
+            self._verdicts = {}
+            return set()
         taken = [*self.foreign, *self._placed(), *self._promised()]
         found = verdicts(list(self.store.nodes.values()), taken, waiting)
         changed = {key for key, verdict in found.items() if self._verdicts.get(key) != verdict}

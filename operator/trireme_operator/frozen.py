@@ -19,7 +19,7 @@ def snapshot(spec: TrainingJobSpec) -> dict[str, Any]:
 
 def effective(job: Job) -> TrainingJobSpec | None:
     """The spec to act on: the admitted gang's frozen part with the live policies; None when none is valid."""
-    admitted = _admitted(job)
+    admitted = job.admitted
     if admitted is None:
         return job.spec
     if job.spec is None:
@@ -29,18 +29,8 @@ def effective(job: Job) -> TrainingJobSpec | None:
 
 def ignored_edits(job: Job) -> list[str]:
     """Frozen fields (as in YAML) whose live value differs from the admitted one."""
-    admitted = _admitted(job)
+    admitted = job.admitted
     if admitted is None or job.spec is None:
         return []
     alias = {name: field.alias or name for name, field in TrainingJobSpec.model_fields.items()}
     return [f"spec.{alias[name]}" for name in FROZEN if getattr(admitted, name) != getattr(job.spec, name)]
-
-
-def _admitted(job: Job) -> TrainingJobSpec | None:
-    if job.status.admitted_spec is None:
-        return None
-    try:
-        return TrainingJobSpec.model_validate(job.status.admitted_spec)
-    except ValueError:
-        # Written by another version of the operator, or forged: the live spec is the better truth.
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from trireme_api.job import API_VERSION, KIND, TrainingJobSpec, TrainingJobStatus
@@ -43,6 +44,17 @@ class Job:
     @property
     def key(self) -> Key:
         return self.namespace, self.name
+
+    @cached_property
+    def admitted(self) -> TrainingJobSpec | None:
+        """The spec its gang was admitted with, if it holds one that can be read."""
+        if self.status.admitted_spec is None:
+            return None
+        try:
+            return TrainingJobSpec.model_validate(self.status.admitted_spec)
+        except ValueError:
+            # Written by another version of the operator, or forged: the live spec is the better truth.
+            return None
 
 
 def job_of(obj: Mapping[str, Any], before: Job | None = None) -> Job:

@@ -188,6 +188,16 @@ class OperatorProcess:
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
+    def quantile(self, histogram: str, q: float) -> float:
+        """An upper bound of the quantile: the smallest bucket that holds it."""
+        buckets = []
+        for line in self.get("/metrics").splitlines():
+            if line.startswith(f'{histogram}_bucket{{le="'):
+                bound, count = line.split('le="', 1)[1].split('"} ')
+                buckets.append((float(bound), float(count)))
+        total = buckets[-1][1]
+        return next(bound for bound, count in buckets if count >= q * total)
+
     def kill(self) -> None:
         """SIGKILL: no clean-up of any kind."""
         if self.process is not None and self.process.poll() is None:
