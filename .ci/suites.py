@@ -41,8 +41,8 @@ class Suite:
 
 PYTEST_SUITES = (
     Suite("unit", "pure logic, contracts, manifests, house rules", 10),
-    Suite("simulation", "reconcile against a model cluster, the agent with real processes", 15),
-    Suite("trainer", "torch on the CPU, several ranks", 20),
+    Suite("simulation", "reconcile against a model cluster, the agent with real processes", 25),
+    Suite("trainer", "torch on the CPU, several ranks", 30),
     Suite("apiserver", "the operator against a real API server", 25),
     Suite("e2e", "the real cluster: train, break, recover", 30),
 )

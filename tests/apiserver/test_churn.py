@@ -71,7 +71,11 @@ def test_200_jobs_while_the_operator_is_killed_ten_times(world: World, operators
     eventually(lambda: not world.jobs(), "no job is held by a finalizer", 60)
     eventually(lambda: not world.pods(), "no orphan", 180, pause=1.0)
     assert operator.get("/healthz") == "ok"
-    p99, looks = operator.quantile("trireme_reconcile_seconds", 0.99), operator.metric("trireme_reconcile_seconds_count")
+    p99, looks = (
+        operator.quantile("trireme_reconcile_seconds", 0.99),
+        operator.metric("trireme_reconcile_seconds_count"),
+    )
+    looks = operator.metric("trireme_reconcile_seconds_count")
     print(f"since the last kill: reconcile p99 at most {p99} s, {looks:.0f} looks")
     print(f"all gone after {time.monotonic() - began:.1f} s")
 
