@@ -6,7 +6,7 @@
 Each run is a fresh set of processes. Trireme runs as under the agent (data pipeline, step log, heartbeat); the peer's
 data lie in memory and it logs nothing. Figures are medians over the timed steps of all rounds; the fastest step stands
 beside them, for machines that are shared. Both must report the same losses, or the comparison is void and the exit
-code 1. Prints a table, writes JSON.
+code 1. Prints a table, writes JSON. On CPUs Accelerate's FSDP2 is switched on by hand (see peer.py).
 """
 
 from __future__ import annotations

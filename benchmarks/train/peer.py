@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DistributedType, TorchDynamoPlugin
+from torch.distributed.fsdp import FSDPModule
 from transformers import OPTConfig, OPTForCausalLM
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
@@ -42,6 +43,8 @@ def main(recipe: Recipe, warm: int, output: Path) -> None:
         fsdp_plugin=_fsdp(recipe) if world > 1 else None,
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True) if recipe.compile else None,
     )
+    if world > 1 and not cuda:
+        _fsdp_on_cpu(accelerator, recipe)
     model = _model(recipe)
     if recipe.activation_checkpointing and world == 1:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -50,6 +53,8 @@ def main(recipe: Recipe, warm: int, output: Path) -> None:
         model.parameters(), spec.learning_rate, spec.betas, spec.eps, spec.weight_decay, fused=True
     )
     model, optimizer = accelerator.prepare(model, optimizer)
+    if world > 1 and not any(isinstance(module, FSDPModule) for module in model.modules()):
+        sys.exit("Accelerate did not shard the model: this would not be a comparison of FSDP2")
     model.train()
     mixture, size = Mixture.from_recipe(recipe), recipe.sequences_per_step
     batches = [_batch(mixture, size, step, rank, world, accelerator.device) for step in range(recipe.total_steps)]
@@ -117,7 +122,18 @@ def _fsdp(recipe: Recipe) -> FullyShardedDataParallelPlugin:
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["OPTDecoderLayer"],
         activation_checkpointing=recipe.activation_checkpointing,
+        cpu_ram_efficient_loading=False,
     )
+
+
+def _fsdp_on_cpu(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Accelerate leaves its FSDP plugin aside on CPUs and falls back to DistributedDataParallel without a word. Its
+    FSDP2 code itself runs there; this is what it does for devices on its list."""
+    plugin = _fsdp(recipe)
+    if recipe.precision == "bf16":
+        plugin.set_mixed_precision("bf16")
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
 
 
 def _batch(mixture: Mixture, size: int, step: int, rank: int, world: int, device: torch.device) -> Batch:
