@@ -16,6 +16,7 @@ from trireme_operator.views import JOB_LABEL, MANAGED, Job, Key
 
 log = logging.getLogger(__name__)
 PARALLEL_CREATES = 50
+MAX_NOTES = 10_000
 
 
 class NotLeader(Exception):
@@ -50,6 +51,7 @@ class KubernetesCluster:
         self._api, self._namespaces, self._fence = api, tuple(namespaces), fence
         self._creating = asyncio.Semaphore(PARALLEL_CREATES)
         self._recorder = Recorder(api, component)
+        self._notes: asyncio.Queue[tuple[Job, Note]] = asyncio.Queue(MAX_NOTES)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -169,13 +171,24 @@ class KubernetesCluster:
                 raise
 
     async def note(self, job: Job, notes: Sequence[Note]) -> None:
-        """Events are for people: one that cannot be posted is logged, and nothing else."""
+        """Events are for people and never hold up the work: they are posted by `post_notes`, in order."""
         for note in notes:
             level = logging.WARNING if note.warning else logging.INFO
             log.log(level, note.message, extra={"job": f"{job.namespace}/{job.name}", "reason": note.reason})
             try:
+                self._notes.put_nowait((job, note))
+            except asyncio.QueueFull:
+                log.warning("event %s not posted: too many wait already", note.reason)
+
+    async def post_notes(self) -> None:
+        """Posts events for ever; one that cannot be posted is logged, and nothing else."""
+        while True:
+            job, note = await self._notes.get()
+            try:
                 self._check()
                 await self._recorder.post(job, note)
+            except NotLeader:
+                continue  # the next leader tells what it decides itself
             except ApiError as error:
                 log.warning("event %s not posted: %s", note.reason, error)
 

@@ -71,8 +71,9 @@ class Controller:
     async def settle(self, key: Key) -> str:
         """Looks at one job until nothing follows any more. Returns how it went, for metrics."""
         try:
+            fresh = False
             for _ in range(MAX_STEPS):
-                again = await self.step(key)
+                again, fresh = await self.step(key, fresh)
                 if again is None:
                     break
                 if again > 0:
@@ -95,27 +96,32 @@ class Controller:
             self.queue.forget(key)
         return "ok"
 
-    async def step(self, key: Key) -> float | None:
-        """One decision, carried out. Returns the seconds after which to take the next; None: when something happens."""
+    async def step(self, key: Key, fresh: bool) -> tuple[float | None, bool]:
+        """One decision, carried out. `fresh`: the view was confirmed by the API server in this very look.
+
+        Returns the seconds after which to take the next (None: when something happens), and whether the view is fresh.
+        """
         job = self.store.jobs.get(key)
         if job is not None and self.desk.undecided(job):
-            return UNDECIDED_SECONDS
+            return UNDECIDED_SECONDS, fresh
         decision = await self._decide(key, job)
-        if job is None or _moves(decision):
+        if job is None or (not fresh and _rests_on_pods(job, decision)):
             # What pods should exist is never decided on hearsay: ask the API server, then decide again.
             job = await self.refresh(key)
+            fresh = True
             decision = await self._decide(key, job)
         if job is None:
             await self._sweep(key)
-            return None
+            return None, fresh
         await self._remove_strangers(job)
         if decision.status is not None:
             before = job
             job = await self._write(job, decision.status)
+            fresh = True  # the write went through with the resourceVersion we had, so our view was the newest
             self.written(before, job)
             await self.cluster.note(job, decision.notes)
         await self._act(job, decision)
-        return decision.requeue_after
+        return decision.requeue_after, fresh
 
     async def refresh(self, key: Key) -> Job | None:
         """Reads the job and its pods from the API server into the store."""
@@ -260,9 +266,11 @@ class Controller:
             await asyncio.sleep(max(pause, 5 * (time.monotonic() - began)))
 
 
-def _moves(decision: Decision) -> bool:
-    """Whether it creates, deletes, or writes what creations and deletions will follow from."""
-    return bool(decision.actions) or (decision.status is not None and decision.requeue_after == 0.0)
+def _rests_on_pods(job: Job, decision: Decision) -> bool:
+    """Whether it creates or deletes, or writes of a gang what creations and deletions will follow from. A job without
+    slots has no pods to be wrong about, and an old view of the job itself is refused by the API server."""
+    decisive = decision.status is not None and decision.requeue_after == 0.0
+    return bool(decision.actions) or (decisive and bool(job.status.slots))
 
 
 def plain_status(status: TrainingJobStatus) -> Json:

@@ -141,6 +141,7 @@ class Operator:
             self.leader.keep(),
             self._keep_in_step(),
             self._count_others(),
+            self.cluster.post_notes(),
             self.controller.keep_admitting(),
             *(self.controller.work(self.metrics.reconciled) for _ in range(self.options.workers)),
         )

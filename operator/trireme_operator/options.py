@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         help="read nodes for gang admission and node loss (needs the ClusterRole trireme-operator-nodes)",
     )
     option("--workers", "TRIREME_WORKERS", "16", "jobs looked at concurrently")
-    option("--qps", "TRIREME_API_QPS", "100", "requests per second to the API server, twice that in bursts")
+    option("--qps", "TRIREME_API_QPS", "200", "requests per second to the API server, twice that in bursts")
     option("--lease-name", "TRIREME_LEASE", "trireme-operator", "name of the leader lease")
     option("--lease-seconds", "TRIREME_LEASE_SECONDS", "15", "after so long without renewal another replica may lead")
     option("--ca-secret", "TRIREME_CA_SECRET", "trireme-coordinator-ca", "secret of the coordinator's CA")
