@@ -81,13 +81,16 @@ class KubernetesCluster:
         return await self._api.list(f"/api/v1/namespaces/{key[0]}/pods", labelSelector=selector)
 
     async def list_foreign_pods(self) -> list[Json]:
-        """Pods of others that take room on nodes."""
-        items, _ = await self._api.list(
-            "/api/v1/pods",
-            labelSelector=f"{MANAGED}!=true",
-            fieldSelector="status.phase!=Succeeded,status.phase!=Failed",
-        )
-        return items
+        """Pods that take room on nodes and are not this operator's: others', and of TrainingJobs it does not look after."""
+        query = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
+        if not self._namespaces:
+            query["labelSelector"] = f"{MANAGED}!=true"
+        items, _ = await self._api.list("/api/v1/pods", **query)
+        return [item for item in items if not (self._namespaces and self._own(item["metadata"]))]
+
+    def _own(self, metadata: Json) -> bool:
+        managed = (metadata.get("labels") or {}).get(MANAGED) == "true"
+        return managed and metadata["namespace"] in self._namespaces
 
     async def list_nodes(self) -> tuple[list[Json], str]:
         return await self._api.list("/api/v1/nodes")

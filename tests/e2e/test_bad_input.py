@@ -53,7 +53,8 @@ def test_a_corrected_job_starts(job: Document, jobs: Jobs, kube: Kube) -> None:
         "patch", "trainingjob", run.name, "--type=merge",
         "-p", f'{{"spec": {{"recipe": {{"model": {{"preset": "{preset}"}}}}}}}}',
     )  # fmt: skip
-    run.wait_for("start", lambda: run.status().get("phase") in ("Starting", "Running"), 60)
+    # Not `run.wait_for`: that gives up on a job that is still Invalid, which this one is for a moment.
+    wait_until("start", lambda: run.status().get("phase") in ("Starting", "Running"), 60, why=run.why)
 
 
 def test_a_misspelt_field_is_refused(job: Document, jobs: Jobs) -> None:
