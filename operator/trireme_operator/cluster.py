@@ -81,7 +81,7 @@ class KubernetesCluster:
         return await self._api.list(f"/api/v1/namespaces/{key[0]}/pods", labelSelector=selector)
 
     async def list_foreign_pods(self) -> list[Json]:
-        """Pods that take room on nodes and are not this operator's: others', and of TrainingJobs it does not look after."""
+        """Pods that take room on nodes and are not of our TrainingJobs; those of another operator's count, too."""
         query = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
         if not self._namespaces:
             query["labelSelector"] = f"{MANAGED}!=true"
