@@ -170,6 +170,7 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.AGENT_METRICS_PORT: str(AGENT_METRICS_PORT),
     }
     if spec.recipe is not None:
+        ours[Env.AGENT_WARM_START] = "1" if spec.run_policy.warm_start else "0"
         ours[Env.RECIPE] = _json(spec.recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
     if spec.checkpoint is not None:
         ours[Env.CHECKPOINT] = _json(spec.checkpoint.model_dump(mode="json", by_alias=True, exclude_none=True))

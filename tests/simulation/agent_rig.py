@@ -28,6 +28,8 @@ from trireme_agent import bundle
 from trireme_api.protocol import Action, AgentState, Assignment, Env, Report
 
 TOKEN = "the-token"
+RIG = "AGENT_RIG"
+"""In the environment of an agent and, by inheritance, of all that its ranks start: the rig that is to end them."""
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
@@ -236,6 +238,7 @@ class Rig:
             Env.LOG_DIR: str(self.folder / "logs"),
             Env.TERMINATION_LOG: str(self.folder / "termination-log"),
             Env.AGENT_METRICS_PORT: "off",
+            RIG: str(self.folder),
             **extra,
         }
         process = subprocess.Popen(
@@ -267,13 +270,30 @@ class Rig:
         return self.stub.wait_for(lambda r: r.attempt == attempt and r.state is AgentState.RUNNING)
 
     def close(self) -> None:
-        for agent in self.agents:
-            if agent.process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    agent.process.send_signal(signal.SIGKILL)
-                agent.process.wait(5)
+        """Ends all that was started here, whatever the test left and whoever its parent is by now."""
         if self.stub._server is not None:
             self.stub.stop()
+        until = time.monotonic() + 10.0
+        while left := self.started():
+            assert time.monotonic() < until, f"processes {left} do not end"
+            # Agents too: the first to go must not start anything in answer to the end of its ranks.
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        for agent in self.agents:
+            agent.process.wait(5)
+            agent.reader.join(5)
+
+    def started(self) -> list[int]:
+        """Every live process that an agent of this rig is or has started, directly or not."""
+        mark = f"{RIG}={self.folder}".encode()
+        found = {agent.process.pid for agent in self.agents if agent.process.poll() is None}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in path.read_bytes().split(b"\0"):
+                    found.add(int(path.parent.name))
+        return sorted(pid for pid in found if alive(pid))
 
 
 def _each(out, lines: list[str]) -> Iterator[str]:  # type: ignore[no-untyped-def]

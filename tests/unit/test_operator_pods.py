@@ -158,3 +158,13 @@ def test_init_containers_that_fail_and_reasons_for_waiting_are_read() -> None:
     )
     obj["status"] = {"initContainerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}
     assert pod_of(obj).ended is not None
+
+
+def test_ranks_of_a_recipe_start_warm_unless_told_otherwise() -> None:
+    def value(**spec: Any) -> str | None:
+        return env(made(**spec)).get("TRIREME_AGENT_WARM_START")
+
+    recipe = {"recipe": RECIPE, "checkpoint": {"uri": "pvc://work/out"}, "template": {}}
+    assert value(**recipe) == "1"
+    assert value(**recipe, runPolicy={"warmStart": False}) == "0"
+    assert value() is None, "an own script may do anything while it is imported"
