@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -53,7 +53,7 @@ class RunPolicy(Spec):
 class LadderStep(Spec):
     action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
     max: int = Field(ge=0, le=10_000)
-    """Restarts of this kind within the window before the next step of the ladder is taken."""
+    """Restarts of this kind that one cause may use within the window before the next step of the ladder is taken."""
     timeout_seconds: PositiveInt | None = None
     """If the gang does not run again within this time, the next step is taken."""
 
@@ -65,6 +65,37 @@ DEFAULT_LADDER = (
 )
 
 
+RuleAction = Literal["Ladder", "RestartProcess", "ReplacePod", "RestartGang", "Fail"]
+
+
+class FailureRule(Spec):
+    """What to do about a failure that one can tell by its signs. All signs that are given must be there, each in one
+    of its forms; of several rules the first that fits counts."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    """Named in status.lastFailure.rule and in events."""
+    on_exit_codes: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field(default=(), max_length=32)
+    """Exit codes of the rank that failed first; 128 + n for one that died of signal n."""
+    on_pod_conditions: tuple[Literal["DisruptionTarget"], ...] = Field(default=(), max_length=4)
+    """Conditions of its pod that are true."""
+    on_log_patterns: tuple[Annotated[str, Field(min_length=1, max_length=512)], ...] = Field(default=(), max_length=16)
+    """RE2 expressions searched for in its failure message and traceback. A hint: a rank can write what it likes."""
+    cause: Cause | None = None
+    """What the failure counts as; left out: as it was classified."""
+    action: RuleAction = "Ladder"
+    """Ladder: as usual. A step of the ladder: this one or a stronger one. Fail: the job ends."""
+    counts_against_budget: bool = True
+    """False: restarts for it use up no budget; they still end when nothing is gained (stopWhen)."""
+    avoid_node: bool = False
+    """True: the node is avoided at once (nodePolicy.avoidForSeconds)."""
+
+    @model_validator(mode="after")
+    def _some_sign(self) -> FailureRule:
+        if not (self.on_exit_codes or self.on_pod_conditions or self.on_log_patterns):
+            raise ValueError("give at least one of onExitCodes, onPodConditions, onLogPatterns")
+        return self
+
+
 class StopWhen(Spec):
     same_cause_without_progress: PositiveInt = 3
     """So many failures of one cause in a row without a newer committed checkpoint or step end the job."""
@@ -74,6 +105,7 @@ class FailurePolicy(Spec):
     window_seconds: PositiveInt = 21_600
     """Restarts older than this no longer count."""
     ladder: tuple[LadderStep, ...] = Field(default=DEFAULT_LADDER, min_length=1, max_length=8)
+    rules: tuple[FailureRule, ...] = Field(default=(), max_length=32)
     stop_when: StopWhen = StopWhen()
 
 
@@ -197,7 +229,9 @@ class RestartRecord(Status):
     attempt: int
     """The attempt that this restart began."""
     charged: bool = True
-    """False: does not count against the budget (preemption, a drained node)."""
+    """False: does not count against the budget (a rule says so, or it was taken)."""
+    taken: bool = False
+    """True: the API server says that the cluster took the pod away; says nothing of the job."""
 
 
 class Restarts(Status):
@@ -231,6 +265,9 @@ class LastFailure(Status):
     node: str | None = None
     exit: int | None = None
     rule: str | None = None
+    """The signal that classified it, or the name of the rule in spec.failurePolicy.rules that fitted."""
+    cascade: bool = False
+    """True: only consequences of a failure were seen; corrected when the failure itself is told later."""
     phases: RecoveryPhases = Field(default_factory=RecoveryPhases)
 
 
@@ -285,6 +322,8 @@ class TrainingJobStatus(Status):
     """The newest committed checkpoint known when this attempt began; the trainer checks it and looks itself."""
     restarts: Restarts = Field(default_factory=Restarts)
     restart_count: int = 0
+    budgets_left: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Restarts left by cause and step of the ladder; causes that have used none have all of spec.failurePolicy."""
     last_failure: LastFailure | None = None
     energy: EnergyStatus = Field(default_factory=EnergyStatus)
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)

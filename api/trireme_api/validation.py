@@ -23,6 +23,7 @@ from trireme_api.job import (
     parse_spec,
 )
 from trireme_api.layout import RESERVED_MOUNTS, claim_of, gpus, job_paths
+from trireme_api.patterns import pattern
 from trireme_api.quantity import parse_quantity
 from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec
@@ -82,6 +83,7 @@ def check_spec(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
                 f"spec.template.volumeMounts[{i}].mountPath",
                 f"{mount.mount_path} is Trireme's or the system's; choose another",
             )
+    yield from _rules(spec)
     try:
         carbon.intensity(spec.carbon_policy.zone, spec.carbon_policy.grams_per_kilowatt_hour)
     except carbon.UnknownZone as error:
@@ -109,6 +111,19 @@ def _paths(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
                 field,
                 f"{path!r} is on no volume of the pod; write pvc://CLAIM/DIRECTORY, a URL, or mount a volume there",
             )
+
+
+def _rules(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
+    rules = spec.failure_policy.rules
+    for i, rule in enumerate(rules):
+        where = f"spec.failurePolicy.rules[{i}]"
+        if any(other.name == rule.name for other in rules[:i]):
+            yield InvalidSpec(f"{where}.name", f"{rule.name!r} is taken by another rule; names are told apart by users")
+        for j, text in enumerate(rule.on_log_patterns):
+            try:
+                pattern(text)
+            except ValueError as error:
+                yield InvalidSpec(f"{where}.onLogPatterns[{j}]", f"{error} (got {text!r})")
 
 
 def _resources(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:

@@ -17,6 +17,7 @@ from trireme_operator.clock import seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.frozen import effective, ignored_edits
 from trireme_operator.gang import HOLDING, changes, leaves_by
+from trireme_operator.recovery import budgets_left
 from trireme_operator.running import run
 from trireme_operator.stopping import stop
 from trireme_operator.views import JOB_UID_LABEL, Job, Observed
@@ -110,6 +111,7 @@ def _describe(draft: Draft) -> None:
     else:
         replicas.ready = running
     status.node_summary = f"{replicas.ready}/{replicas.desired}"
+    status.budgets_left = budgets_left(draft.spec.failure_policy, status, draft.now)
     status.restart_count = status.restarts.process + status.restarts.pod + status.restarts.gang
 
 

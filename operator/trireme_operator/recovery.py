@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
-from trireme_api.job import FailurePolicy, LadderStep, RestartRecord, TrainingJobStatus
+from trireme_api.job import FailurePolicy, LadderStep, RestartRecord, RuleAction, TrainingJobStatus
 from trireme_api.protocol import (
     AgentState,
     Cause,
@@ -22,7 +22,18 @@ from trireme_operator.clock import seconds
 from trireme_operator.gang import Place
 from trireme_operator.views import Ended, Limits, Pod
 
+DRAINED, SAVED = "drained", "saved-unasked"
 RestartAction = Literal["RestartProcess", "ReplacePod", "RestartGang"]
+DISRUPTIONS = {
+    "PreemptionByScheduler": Cause.PREEMPTION,
+    "EvictionByEvictionAPI": Cause.PREEMPTION,
+    "DeletionByTaintManager": Cause.INFRASTRUCTURE,
+    "DeletionByPodGC": Cause.INFRASTRUCTURE,
+    "TerminationByKubelet": Cause.INFRASTRUCTURE,
+}
+"""Reasons of the condition DisruptionTarget; one that is not known here took the pod away as well."""
+NODE_SHUTDOWN = frozenset({"Preempting", "Terminated", "Shutdown", "NodeShutdown"})
+"""Reasons of a pod that the kubelet of a leaving or crowded node ended."""
 STRENGTH: dict[str, int] = {"RestartProcess": 0, "ReplacePod": 1, "RestartGang": 2}
 
 
@@ -43,11 +54,15 @@ class Breakdown:
     exit: int | None = None
     cascade: bool = False
     """It failed because a peer did."""
-
-    @property
-    def charged(self) -> bool:
-        """Whether it counts against the budget: not when the API server says that the cluster took the pod away."""
-        return not (self.cause == Cause.PREEMPTION and self.rule != "saved-unasked")
+    taken: bool = False
+    """The API server says that the cluster took the pod away; what a rank says of itself never makes this true, or a
+    script that exits 75 would be started for ever."""
+    charged: bool = True
+    """Whether it counts against the budget."""
+    disrupted: bool = False
+    """The pod carries the condition DisruptionTarget."""
+    detail: str = ""
+    """The traceback, where there is one."""
 
 
 def breakdown(place: Place, attempt: int, now: float, limits: Limits) -> Breakdown | None:
@@ -64,7 +79,7 @@ def breakdown(place: Place, attempt: int, now: float, limits: Limits) -> Breakdo
             slot.index,
         )
     if pod.phase == "Failed":
-        return _of_ended_pod(place, pod, now)
+        return _of_ended_pod(place, pod, now - limits.settle_seconds)
     if pod.phase == "Succeeded":
         return None
     if place.node_lost(now, limits.silent_seconds):
@@ -92,7 +107,9 @@ def _of_report(place: Place, pod: Pod, attempt: int) -> Breakdown | None:
             pod.node,
             found.rank,
             found.exit,
-            found.cascade or found.cause == Cause.NETWORK,
+            found.cascade,
+            **_taken(pod),
+            detail=found.traceback or "",
         )
     if report.state != AgentState.EXITED:
         return None
@@ -105,47 +122,51 @@ def _of_report(place: Place, pod: Pod, attempt: int) -> Breakdown | None:
 
 
 def _of_exit_code(place: Place, pod: Pod, code: int, at: float, local_rank: int | None = None) -> Breakdown:
+    where = place.slot.index, pod.name, pod.node, None, code
+    if code == ExitCode.SAVED_AND_STOPPED and pod.leaving:
+        what = "the pod was asked to leave; its ranks saved and stopped"
+        return Breakdown(Cause.PREEMPTION, what, at, DRAINED, *where, **_taken(pod))
     if code == ExitCode.SAVED_AND_STOPPED:
-        return Breakdown(
-            Cause.PREEMPTION,
-            "ranks were asked from outside to leave (SIGTERM): saved and stopped",
-            at,
-            "saved-unasked",
-            place.slot.index,
-            pod.name,
-            pod.node,
-            None,
-            code,
-            cascade=not pod.leaving,
-        )
+        what = "ranks were asked from outside to leave (SIGTERM): saved and stopped"
+        return Breakdown(Cause.PREEMPTION, what, at, SAVED, *where, cascade=True)
     who = "" if local_rank is None else f"local rank {local_rank} "
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return Breakdown(
-        cause_of_exit(code) or Cause.UNKNOWN,
-        f"{who}{how}".strip(),
-        at,
-        "exit-code",
-        place.slot.index,
-        pod.name,
-        pod.node,
-        None,
-        code,
-    )
+    cause = Cause.PREEMPTION if pod.leaving and code == 143 else cause_of_exit(code) or Cause.UNKNOWN
+    return Breakdown(cause, f"{who}{how}".strip(), at, "exit-code", *where, **_taken(pod))
 
 
-def _of_ended_pod(place: Place, pod: Pod, now: float) -> Breakdown:
+class _Taken(TypedDict):
+    taken: bool
+    charged: bool
+    disrupted: bool
+
+
+def _taken(pod: Pod) -> _Taken:
+    """A pod that somebody asked to leave (eviction, drain, taint, preemption, delete) fails for that."""
+    gone = pod.leaving or bool(pod.disruption)
+    return {"taken": gone, "charged": not gone, "disrupted": bool(pod.disruption)}
+
+
+def _of_ended_pod(place: Place, pod: Pod, unknown: float) -> Breakdown:
+    """`unknown` stands for the time of an end that nothing tells: nobody's report is awaited for it."""
     ended = pod.ended
-    at = ended.finished_at if ended is not None and ended.finished_at is not None else now
+    at = ended.finished_at if ended is not None and ended.finished_at is not None else unknown
 
-    def found(cause: Cause, message: str, rule: str, code: int | None = None) -> Breakdown:
-        return Breakdown(cause, message, at, rule, place.slot.index, pod.name, pod.node, exit=code)
+    def found(cause: Cause, message: str, rule: str, code: int | None = None, taken: bool = False) -> Breakdown:
+        return Breakdown(
+            cause, message, at, rule, place.slot.index, pod.name, pod.node, exit=code,
+            taken=taken, charged=not taken, disrupted=bool(pod.disruption),
+        )  # fmt: skip
 
-    if pod.disruption:
-        return found(Cause.PREEMPTION, f"the cluster took the pod away: {pod.disruption}", "disruption")
-    if pod.reason in ("Preempting", "Terminated", "Shutdown", "NodeShutdown"):
-        return found(Cause.PREEMPTION, f"the node took the pod away: {pod.reason}: {pod.message}", "disruption")
     if pod.reason == "Evicted":
+        # For want of memory or disk on the node, which the pod itself may have used up: charged.
         return found(Cause.INFRASTRUCTURE, f"evicted by the kubelet: {pod.message}", "evicted")
+    if pod.disruption:
+        cause = DISRUPTIONS.get(pod.disruption, Cause.PREEMPTION)
+        return found(cause, f"the cluster took the pod away: {pod.disruption}", "disruption", taken=True)
+    if pod.reason in NODE_SHUTDOWN:
+        what = f"the node took the pod away: {pod.reason}: {pod.message}"
+        return found(Cause.PREEMPTION, what, "disruption", taken=True)
     if ended is None:
         return found(
             Cause.INFRASTRUCTURE, f"{pod.reason or 'failed'}: {pod.message or 'no container ran'}", "pod-failed"
@@ -176,7 +197,9 @@ def _of_ended_pod(place: Place, pod: Pod, now: float) -> Breakdown:
             pod.node,
             told.rank,
             told.exit if told.exit is not None else ended.exit_code,
-            told.cascade or told.cause == Cause.NETWORK,
+            told.cascade,
+            **_taken(pod),
+            detail=told.traceback or "",
         )
     return _of_exit_code(place, pod, ended.exit_code, at)
 
@@ -195,7 +218,7 @@ def _first_line(failure: Failure) -> str:
 
 def first_failure(found: list[Breakdown]) -> Breakdown:
     """The one that began it: no mere consequence of a peer's end, then the earliest, then the lowest slot."""
-    return min(found, key=lambda item: (item.cascade, item.rule == "saved-unasked", item.at, item.slot))
+    return min(found, key=lambda item: (item.cascade, item.rule == SAVED, item.at, item.slot))
 
 
 @dataclass(frozen=True)
@@ -212,34 +235,63 @@ def within_window(policy: FailurePolicy, status: TrainingJobStatus, now: float) 
 
 
 def answer(
-    policy: FailurePolicy, status: TrainingJobStatus, failure: Breakdown, *, minimum: int, best_step: int, now: float
+    policy: FailurePolicy,
+    status: TrainingJobStatus,
+    failure: Breakdown,
+    *,
+    minimum: int,
+    best_step: int,
+    now: float,
+    asked: RuleAction = "Ladder",
 ) -> Answer:
-    """The first rung, not weaker than `minimum`, that has budget left; or the end, with the reason.
+    """The first rung, not weaker than `minimum`, for which the cause has budget left; or the end, with the reason.
 
-    `best_step` is the furthest step ever reached, committed checkpoints included.
+    `best_step` is the furthest step ever reached, committed checkpoints included. `asked` is the action of the user's
+    rule that fitted.
     """
-    if not retryable(failure.cause):
+    if asked == "Fail":
+        return Answer(None, "FailureRule", f"rule {failure.rule}: {failure.cause.value}: {failure.message}")
+    if asked == "Ladder" and not retryable(failure.cause):
         return Answer(None, "NotRetryable", f"{failure.cause.value}: {failure.message}")
+    minimum = max(minimum, STRENGTH.get(asked, 0))
     recent = within_window(policy, status, now)
     stuck = 1
     for record in reversed(recent):
         if record.cause != failure.cause or record.step < best_step:
             break
-        stuck += record.charged
-    if failure.charged and stuck >= policy.stop_when.same_cause_without_progress:
+        stuck += not record.taken
+    if not failure.taken and stuck >= policy.stop_when.same_cause_without_progress:
         return Answer(
             None,
             "NoProgress",
             f"{failure.cause.value} {stuck} times in a row without a step beyond {best_step}: {failure.message}",
         )
-    used = {action: sum(r.action == action and r.charged for r in recent) for action in STRENGTH}
+    used = spent(recent, failure.cause)
     for step in policy.ladder:
         if STRENGTH[step.action] >= minimum and (used[step.action] < step.max or (not failure.charged and step.max)):
             return Answer(step.action)
-    spent = ", ".join(f"{step.action} {used[step.action]} of {step.max}" for step in policy.ladder)
+    how = ", ".join(f"{step.action} {used[step.action]} of {step.max}" for step in policy.ladder)
     return Answer(
-        None, "BudgetExhausted", f"no restart left within {policy.window_seconds} s ({spent}); last: {failure.message}"
+        None,
+        "BudgetExhausted",
+        f"no restart left for {failure.cause.value} within {policy.window_seconds} s ({how}); last: {failure.message}",
     )
+
+
+def spent(recent: list[RestartRecord], cause: Cause) -> dict[str, int]:
+    """Restarts by rung that this cause has used of its budget; each cause has its own, so that a bad network does not
+    take the restarts away that a hang will need."""
+    return {action: sum(r.action == action and r.charged and r.cause == cause for r in recent) for action in STRENGTH}
+
+
+def budgets_left(policy: FailurePolicy, status: TrainingJobStatus, now: float) -> dict[str, dict[str, int]]:
+    """By cause and rung; only causes that have used some of theirs within the window."""
+    recent = within_window(policy, status, now)
+    causes = sorted({record.cause for record in recent if record.charged}, key=lambda cause: cause.value)
+    return {
+        cause.value: {s.action: max(0, s.max - spent(recent, cause)[s.action]) for s in policy.ladder}
+        for cause in causes
+    }
 
 
 def rung(policy: FailurePolicy, action: str) -> LadderStep | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trireme_api.job import LastFailure, Phase, RestartRecord, Slot
+from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
 from trireme_api.protocol import AgentState, Cause
 
 from trireme_operator import recovery
@@ -11,6 +11,7 @@ from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.gang import Place, missing
 from trireme_operator.recovery import STRENGTH, Breakdown
+from trireme_operator.rules import ruled
 from trireme_operator.starting import first_step_times, hold_up, starting
 from trireme_operator.steps import begin_attempt, completed, end, give_back, past_active_deadline
 
@@ -62,11 +63,11 @@ def _failed(draft: Draft) -> bool:
     if not settled and draft.now >= first_at:
         draft.wake_at(first_at + limits.settle_seconds)
         return True
-    first = recovery.first_failure(found)
+    first, rule = ruled(draft.spec.failure_policy, recovery.first_failure(found))
     _note_failure(draft, first)
     lost = {b.slot for b in found if not draft.alive(draft.found[b.slot])}
     lost |= {place.slot.index for place in draft.found if not draft.alive(place)}
-    _climb(draft, first, lost, minimum=1 if lost else 0)
+    _climb(draft, first, lost, minimum=1 if lost else 0, asked=rule.action if rule else "Ladder")
     return True
 
 
@@ -104,6 +105,7 @@ def _note_failure(draft: Draft, first: Breakdown) -> None:
         node=first.node or None,
         exit=first.exit,
         rule=first.rule,
+        cascade=first.cascade,
     )
     status.last_failure.phases.detect = _detection(draft, first)
     status.last_failure.phases.decide = round(max(0.0, draft.now - first.at), 3)
@@ -119,11 +121,13 @@ def _detection(draft: Draft, first: Breakdown) -> float | None:
     return round(took, 3) if 0 <= took < 60 else None
 
 
-def _climb(draft: Draft, first: Breakdown, lost: set[int], minimum: int) -> None:
+def _climb(
+    draft: Draft, first: Breakdown, lost: set[int], minimum: int, asked: RuleAction = "Ladder"
+) -> None:
     """Asks the ladder and writes its answer: a new attempt, or the end."""
     status, policy = draft.status, draft.spec.failure_policy
     furthest = best_step(status)
-    reply = recovery.answer(policy, status, first, minimum=minimum, best_step=furthest, now=draft.now)
+    reply = recovery.answer(policy, status, first, minimum=minimum, best_step=furthest, now=draft.now, asked=asked)
     if reply.action is None:
         end(draft, Phase.FAILED, reply.reason, reply.message)
         return
@@ -149,6 +153,7 @@ def _climb(draft: Draft, first: Breakdown, lost: set[int], minimum: int) -> None
             step=furthest,
             attempt=status.attempt,
             charged=first.charged,
+            taken=first.taken,
         ),
     ]
     where = f"rank {first.rank} of {first.pod}" if first.rank is not None else first.pod or f"slot {first.slot}"

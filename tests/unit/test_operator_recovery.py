@@ -98,9 +98,13 @@ def test_the_first_failure_is_not_a_consequence() -> None:
     assert first_failure([one(2, NOW), one(1, NOW)]).slot == 1
 
 
-def status(*records: tuple[str, Cause, int, float], charged: bool = True) -> TrainingJobStatus:
+def status(
+    *records: tuple[str, Cause, int, float], charged: bool = True, taken: bool = False
+) -> TrainingJobStatus:
     recent = [
-        RestartRecord(at=stamp(NOW - ago), action=action, cause=cause, step=step, attempt=i + 2, charged=charged)  # type: ignore[arg-type]
+        RestartRecord(
+            at=stamp(NOW - ago), action=action, cause=cause, step=step, attempt=i + 2, charged=charged, taken=taken  # type: ignore[arg-type]
+        )
         for i, (action, cause, step, ago) in enumerate(records)
     ]
     return TrainingJobStatus(restarts=Restarts(recent=recent))
@@ -116,16 +120,24 @@ U, M = Cause.UNKNOWN, Cause.OOM
 LADDER = {
     "first": (status(), U, 0, 9, PROCESS),
     "the pod is lost": (status(), U, 1, 9, POD),
-    "processes used up": (status((PROCESS, M, 1, 9.0), (PROCESS, U, 5, 5.0)), U, 0, 9, POD),
-    "pods used up": (status((POD, M, 1, 9.0)), U, 1, 9, GANG),
+    "processes used up": (status((PROCESS, U, 1, 9.0), (PROCESS, U, 5, 5.0)), U, 0, 9, POD),
+    "another cause used them up": (status((PROCESS, M, 1, 9.0), (PROCESS, M, 5, 5.0)), U, 0, 9, PROCESS),
+    "pods used up": (status((POD, U, 1, 9.0)), U, 1, 9, GANG),
     "all used up": (
-        status((PROCESS, M, 1, 9.0), (PROCESS, M, 2, 8.0), (POD, M, 3, 7.0), (GANG, M, 4, 6.0)),
+        status((PROCESS, U, 1, 9.0), (PROCESS, U, 2, 8.0), (POD, U, 3, 7.0), (GANG, U, 4, 6.0)),
         U,
         0,
         9,
         None,
     ),
-    "long ago": (status((PROCESS, M, 1, 2000.0), (PROCESS, M, 2, 1500.0)), U, 0, 9, PROCESS),
+    "used up by two causes": (
+        status((PROCESS, U, 1, 9.0), (PROCESS, M, 2, 8.0), (PROCESS, U, 3, 7.0), (POD, M, 4, 6.0)),
+        U,
+        0,
+        9,
+        POD,
+    ),
+    "long ago": (status((PROCESS, U, 1, 2000.0), (PROCESS, U, 2, 1500.0)), U, 0, 9, PROCESS),
     "no progress": (status((PROCESS, U, 9, 9.0), (PROCESS, U, 9, 5.0)), U, 0, 9, None),
     "progress": (status((PROCESS, U, 5, 9.0), (POD, U, 9, 5.0)), U, 0, 9, PROCESS),
     "another cause between": (status((POD, U, 9, 9.0), (PROCESS, M, 9, 5.0)), U, 0, 9, PROCESS),
@@ -145,8 +157,8 @@ def test_the_ladder(case: str) -> None:
 
 
 def test_what_the_cluster_took_is_not_charged() -> None:
-    taken = Breakdown(Cause.PREEMPTION, "taken", NOW, "disruption", 0)
-    before = status(*[(POD, Cause.PREEMPTION, 9, 9.0)] * 20, charged=False)
+    taken = Breakdown(Cause.PREEMPTION, "taken", NOW, "disruption", 0, taken=True, charged=False)
+    before = status(*[(POD, Cause.PREEMPTION, 9, 9.0)] * 20, charged=False, taken=True)
     assert answer(POLICY, before, taken, minimum=1, best_step=9, now=NOW).action == POD
     # What a rank merely says of itself is charged: else a script that exits 75 would be started for ever.
     claimed = Breakdown(Cause.PREEMPTION, "saved", NOW, "saved-unasked", 0)
