@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from trireme_api.failures import DEFAULT_LADDER as DEFAULT_LADDER
+from trireme_api.failures import FailurePolicy as FailurePolicy
+from trireme_api.failures import FailureRule as FailureRule
+from trireme_api.failures import LadderStep as LadderStep
+from trireme_api.failures import RestartAction as RestartAction
+from trireme_api.failures import RuleAction as RuleAction
+from trireme_api.failures import StopWhen as StopWhen
 from trireme_api.protocol import Cause
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import InvalidSpec, PositiveFloat, PositiveInt, Spec, Status, problems
@@ -48,65 +55,6 @@ class RunPolicy(Spec):
     warm_start: bool = True
     """Each pod keeps a spare process per rank with the trainer imported, so that a restart in place skips the import;
     about 230 MB of the pod's memory per rank. Own scripts are never warm-started. Read when a pod is made."""
-
-
-class LadderStep(Spec):
-    action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
-    max: int = Field(ge=0, le=10_000)
-    """Restarts of this kind that one cause may use within the window before the next step of the ladder is taken."""
-    timeout_seconds: PositiveInt | None = None
-    """If the gang does not run again within this time, the next step is taken."""
-
-
-DEFAULT_LADDER = (
-    LadderStep(action="RestartProcess", max=3, timeout_seconds=120),
-    LadderStep(action="ReplacePod", max=5, timeout_seconds=300),
-    LadderStep(action="RestartGang", max=3, timeout_seconds=600),
-)
-
-
-RuleAction = Literal["Ladder", "RestartProcess", "ReplacePod", "RestartGang", "Fail"]
-
-
-class FailureRule(Spec):
-    """What to do about a failure that one can tell by its signs. All signs that are given must be there, each in one
-    of its forms; of several rules the first that fits counts."""
-
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
-    """Named in status.lastFailure.rule and in events."""
-    on_exit_codes: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field(default=(), max_length=32)
-    """Exit codes of the rank that failed first; 128 + n for one that died of signal n."""
-    on_pod_conditions: tuple[Literal["DisruptionTarget"], ...] = Field(default=(), max_length=4)
-    """Conditions of its pod that are true."""
-    on_log_patterns: tuple[Annotated[str, Field(min_length=1, max_length=512)], ...] = Field(default=(), max_length=16)
-    """RE2 expressions searched for in its failure message and traceback. A hint: a rank can write what it likes."""
-    cause: Cause | None = None
-    """What the failure counts as; left out: as it was classified."""
-    action: RuleAction = "Ladder"
-    """Ladder: as usual. A step of the ladder: this one or a stronger one. Fail: the job ends."""
-    counts_against_budget: bool = True
-    """False: restarts for it use up no budget; they still end when nothing is gained (stopWhen)."""
-    avoid_node: bool = False
-    """True: the node is avoided at once (nodePolicy.avoidForSeconds)."""
-
-    @model_validator(mode="after")
-    def _some_sign(self) -> FailureRule:
-        if not (self.on_exit_codes or self.on_pod_conditions or self.on_log_patterns):
-            raise ValueError("give at least one of onExitCodes, onPodConditions, onLogPatterns")
-        return self
-
-
-class StopWhen(Spec):
-    same_cause_without_progress: PositiveInt = 3
-    """So many failures of one cause in a row without a newer committed checkpoint or step end the job."""
-
-
-class FailurePolicy(Spec):
-    window_seconds: PositiveInt = 21_600
-    """Restarts older than this no longer count."""
-    ladder: tuple[LadderStep, ...] = Field(default=DEFAULT_LADDER, min_length=1, max_length=8)
-    rules: tuple[FailureRule, ...] = Field(default=(), max_length=32)
-    stop_when: StopWhen = StopWhen()
 
 
 class SchedulingPolicy(Spec):
@@ -222,7 +170,7 @@ class CheckpointStatus(Status):
 
 class RestartRecord(Status):
     at: str
-    action: Literal["RestartProcess", "ReplacePod", "RestartGang"]
+    action: RestartAction
     cause: Cause
     step: int = 0
     """The furthest step reached at the time: tells whether anything was gained since."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-from trireme_api.job import FailurePolicy, LadderStep, RestartRecord, RuleAction, TrainingJobStatus
+from trireme_api.job import FailurePolicy, LadderStep, RestartAction, RestartRecord, RuleAction, TrainingJobStatus
 from trireme_api.protocol import (
     AgentState,
     Cause,
@@ -23,7 +23,6 @@ from trireme_operator.gang import Place
 from trireme_operator.views import Ended, Limits, Pod
 
 DRAINED, SAVED = "drained", "saved-unasked"
-RestartAction = Literal["RestartProcess", "ReplacePod", "RestartGang"]
 DISRUPTIONS = {
     "PreemptionByScheduler": Cause.PREEMPTION,
     "EvictionByEvictionAPI": Cause.PREEMPTION,
