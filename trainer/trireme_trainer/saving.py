@@ -146,6 +146,8 @@ def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig,
         raise BadRecipe(
             f"model: {path} is of another model ({'; '.join(changed)}); restore it, or use another checkpoint.uri"
         )
+    if "imported" in meta:
+        return  # weights alone: no batch was trained and no sample read yet
     if meta.get("batchTokens") != recipe.batch.tokens:
         raise BadRecipe(
             f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from trireme_api.schema import InvalidSpec, problems
 
 __all__ = [
     "PRESETS", "ModelConfig", "ParameterCount", "Preset", "PublishedRecipe", "check_recipe", "forward_flops_per_token",
-    "palm_flops_per_token", "parameters", "resolve",
+    "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
 _FAMILIES = (opt,)
@@ -52,6 +53,31 @@ def resolve(spec: ModelSpec, path: str = "model") -> ModelConfig:
     except ValidationError as error:
         first = problems(error, names, f"{path}.overrides.")[0]
         raise InvalidSpec(first.field.rstrip("."), first.message) from None
+
+
+def restore(saved: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that a checkpoint's `meta.model` describes. Raises InvalidSpec where nothing here builds it."""
+    kinds = {type(preset.config).family: type(preset.config) for preset in PRESETS.values()}
+    kind = kinds.get(str(saved.get("family")))
+    if kind is None:
+        raise InvalidSpec("model.family", f"unknown family {saved.get('family')!r}; known: {', '.join(kinds)}")
+    try:
+        return kind.model_validate({name: value for name, value in saved.items() if name in kind.model_fields})
+    except ValidationError as error:
+        first = problems(error, list(kind.model_fields), "model.")[0]
+        raise InvalidSpec(first.field, first.message) from None
+
+
+def specify(config: ModelConfig) -> ModelSpec:
+    """What to write under `model` in a recipe to get this configuration: the nearest preset, and the differences."""
+
+    def differences(preset: Preset) -> dict[str, int | float | bool | str]:
+        theirs = preset.config.model_dump(by_alias=True)
+        return {name: value for name, value in config.model_dump(by_alias=True).items() if theirs[name] != value}
+
+    same_family = [preset for preset in PRESETS.values() if type(preset.config) is type(config)]
+    nearest = min(same_family, key=lambda preset: len(differences(preset)))
+    return ModelSpec(preset=nearest.name, overrides=differences(nearest))
 
 
 def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:

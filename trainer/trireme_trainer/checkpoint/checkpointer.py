@@ -112,17 +112,23 @@ class Checkpointer:
     # --- loading ---
 
     def load(
-        self, state: Mapping[str, Any], *, strict: bool = True, known: CheckpointRef | None = None
+        self,
+        state: Mapping[str, Any],
+        *,
+        strict: bool = True,
+        known: CheckpointRef | None = None,
+        at_most: int | None = None,
     ) -> LoadedCheckpoint | None:
         """Fills the tensors of `state` in place from the newest good checkpoint of whatever world size. Collective.
 
         None: nothing was ever committed. Raises NoUsableCheckpoint when something was and none of it is good (the
         tensors may then be half overwritten), IncompatibleCheckpoint when the newest good one holds other tensors.
         `strict=False` leaves tensors alone that `state` does not ask for. `known`: a checkpoint that was announced
-        before; with it an empty root is an error too (a wrong or lost volume), not a fresh start.
+        before; with it an empty root is an error too (a wrong or lost volume), not a fresh start. `at_most`: the
+        newest of no later step.
         """
         self._settle()
-        loaded = load_newest(self._store, self._ranks, flatten(state), strict=strict)
+        loaded = load_newest(self._store, self._ranks, flatten(state), strict=strict, at_most=at_most)
         if loaded is None and known is not None:
             raise NoUsableCheckpoint(
                 f"{self._store.files.path('')}: no checkpoint here, but {known.path} (step {known.step}) was "

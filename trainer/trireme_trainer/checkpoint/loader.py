@@ -58,11 +58,13 @@ class LoadedCheckpoint:
 
 
 def load_newest(
-    store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor], *, strict: bool
+    store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor], *, strict: bool, at_most: int | None = None
 ) -> LoadedCheckpoint | None:
-    """See Checkpointer.load. Collective on `ranks`."""
+    """See Checkpointer.load. Collective on `ranks`. `at_most`: none of a later step is looked at."""
     rejected: list[Rejected] = []
     for candidate in ranks.on_first(store.candidates):
+        if at_most is not None and candidate.step > at_most:
+            continue
         mark = time.perf_counter()
         manifest, problems = _verified(store, ranks, candidate)
         verified = time.perf_counter()
