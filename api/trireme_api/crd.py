@@ -53,6 +53,21 @@ CEL_RULES = (
         "spec.template: command and args are for your own script; with a recipe leave them out",
     ),
     (
+        "!has(self.spec.replicas) || !has(self.spec.replicas.min) || "
+        "self.spec.replicas.min <= self.spec.replicas.desired",
+        "spec.replicas.min: must be at most desired",
+    ),
+    (
+        "!has(self.spec.replicas) || !has(self.spec.replicas.max) || "
+        "self.spec.replicas.max >= self.spec.replicas.desired",
+        "spec.replicas.max: must be at least desired",
+    ),
+    (
+        "!has(self.spec.replicas) || !has(self.spec.replicas.allowed) || size(self.spec.replicas.allowed) == 0 || "
+        "self.spec.replicas.desired in self.spec.replicas.allowed",
+        "spec.replicas.desired: must be one of replicas.allowed",
+    ),
+    (
         "!has(self.spec.recipe) || (has(self.spec.recipe.until.tokens) != has(self.spec.recipe.until.steps))",
         "spec.recipe.until: give either tokens or steps",
     ),
@@ -226,7 +241,7 @@ def crd() -> Schema:
                         "status": {},
                         "scale": {
                             "specReplicasPath": ".spec.replicas.desired",
-                            "statusReplicasPath": ".status.replicas.created",
+                            "statusReplicasPath": ".status.replicas.size",
                             "labelSelectorPath": ".status.replicas.selector",
                         },
                     },

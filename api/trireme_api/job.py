@@ -16,6 +16,7 @@ from trireme_api.failures import RuleAction as RuleAction
 from trireme_api.failures import StopWhen as StopWhen
 from trireme_api.protocol import Cause
 from trireme_api.recipe import CheckpointSpec, Recipe
+from trireme_api.replicas import Replicas
 from trireme_api.schema import InvalidSpec, PositiveFloat, PositiveInt, Spec, Status, problems
 from trireme_api.template import PodTemplate
 
@@ -28,11 +29,6 @@ SINGULAR = "trainingjob"
 SHORT_NAME = "tj"
 MAX_NAME_LENGTH = 52
 """Pod names add node index and incarnation and must stay DNS labels of 63 characters."""
-
-
-class Replicas(Spec):
-    desired: PositiveInt = Field(default=1, le=10_000)
-    """Nodes (pods) in the gang."""
 
 
 class TimeToLive(Spec):
@@ -124,6 +120,7 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     EDIT_IGNORED = "EditIgnored"
+    SHRUNK = "Shrunk"
 
 
 class Condition(Status):
@@ -144,6 +141,8 @@ class Slot(Status):
     pod_uid: str | None = None
     """The pod that was seen to fill this slot. Ranks start only in recorded pods; a recorded pod that is gone is a
     failure, a missing one that was never recorded is still to be created."""
+    spare: bool = False
+    """Held ready without ranks. Among the others the order in `slots` is that of the node ranks."""
 
 
 class ProgressStatus(Status):
@@ -239,11 +238,34 @@ class CarbonStatus(Status):
 
 class ReplicaStatus(Status):
     desired: int = 0
+    size: int = 0
+    """Nodes of the gang in this attempt; less than desired when it has shrunk."""
     created: int = 0
     ready: int = 0
     """Pods whose ranks run."""
+    spares: int = 0
+    """Pods that wait to take the place of a lost one."""
     selector: str = ""
     """Label selector of the pods, for the scale subresource."""
+
+
+class Sizing(Status):
+    """Changes of the gang's size."""
+
+    target: int | None = None
+    """The size for which the ranks are just saving; the next attempt has it."""
+    since: str | None = None
+    """When they were asked to."""
+    reason: str = ""
+    """Why the gang last got the size it has."""
+    not_before: str | None = None
+    """Not grown again before this time, so that a flapping node does not make the gang flap."""
+    shrunk_at: list[str] = Field(default_factory=list)
+    """When it had to shrink, within the failure window; each time it waits longer before it grows."""
+    scaled: bool = False
+    """`desired` was changed while the gang ran and is not reached yet."""
+    asked_at: str | None = None
+    """When the newest spares were asked for."""
 
 
 class Queueing(Status):
@@ -279,6 +301,7 @@ class TrainingJobStatus(Status):
     """First admission; the active deadline counts from here."""
     admitted_spec: dict[str, Any] | None = None
     """The spec this gang was made from: edits while it is admitted take effect after suspend and resume."""
+    sizing: Sizing = Field(default_factory=Sizing)
     queueing: Queueing = Field(default_factory=Queueing)
     stopping_since: str | None = None
     """When the ranks were asked to save and stop."""

@@ -151,12 +151,15 @@ class AgentState(str, Enum):
 
 
 class Action(str, Enum):
-    """Within one attempt the order is hold, run, save-and-stop, stop, and never back: an agent ignores an action that
-    comes before the one it holds, so answers that overtake each other do no harm. Going back takes a new attempt."""
+    """Within one attempt the order is hold, run, save-and-hold, save-and-stop, stop, and never back: an agent ignores
+    an action that comes before the one it holds, so answers that overtake each other do no harm. Going back takes a new
+    attempt."""
 
     RUN = "run"
     HOLD = "hold"
     """Stop any rank of an older attempt, then wait at the barrier."""
+    SAVE_AND_HOLD = "save-and-hold"
+    """Ranks save and exit 75, the agent stays for the next attempt: the gang is about to change its size."""
     SAVE_AND_STOP = "save-and-stop"
     STOP = "stop"
     """Kill the ranks and exit."""
@@ -276,6 +279,8 @@ class Assignment(Message):
     resume: Optional[CheckpointRef] = None
     grace_seconds: float = 60.0
     """How long ranks may take to save and stop before they are killed."""
+    spare: bool = False
+    """This pod has no ranks in this attempt: it holds itself ready for the next."""
 
     @property
     def tag(self) -> str:

@@ -22,7 +22,7 @@ from trireme_api.job import (
     field_names,
     parse_spec,
 )
-from trireme_api.layout import RESERVED_MOUNTS, claim_of, gpus, job_paths
+from trireme_api.layout import RESERVED_MOUNTS, claim_of, gpus, job_paths, procs_per_node
 from trireme_api.patterns import pattern
 from trireme_api.quantity import parse_quantity
 from trireme_api.recipe import Recipe
@@ -77,6 +77,7 @@ def check_spec(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
         yield from check_recipe(spec.recipe, "spec.recipe")
     yield from _paths(spec)
     yield from _resources(spec)
+    yield from _sizes(spec)
     for i, mount in enumerate(spec.template.volume_mounts):
         if any(mount.mount_path == at or mount.mount_path.startswith(at + "/") for at in RESERVED_MOUNTS):
             yield InvalidSpec(
@@ -96,6 +97,28 @@ def check_recipe(recipe: Recipe, where: str = "") -> Iterator[InvalidSpec]:
         families.check_recipe(recipe, f"{where}." if where else "")
     except InvalidSpec as error:
         yield error
+
+
+def _sizes(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
+    """A size that does not divide the batch is fine (the trainer fills up with sequences that do not count); one with
+    more ranks than the batch has sequences would only burn energy."""
+    if spec.recipe is None:
+        return
+    try:
+        ranks = procs_per_node(spec)
+    except ValueError:
+        return  # told with the resources
+    sequences, replicas = spec.recipe.sequences_per_step, spec.replicas
+    sizes = [("max", replicas.max or 0), *(("allowed", nodes) for nodes in replicas.allowed)]
+    for field, nodes in sizes:
+        if nodes * ranks > sequences:
+            yield InvalidSpec(
+                f"spec.replicas.{field}",
+                f"{nodes} nodes are {nodes * ranks} ranks, but a batch of {spec.recipe.batch.tokens} tokens has only"
+                f" {sequences} sequences of {spec.recipe.data.sequence_length}; use at most {sequences // ranks} nodes"
+                " or raise recipe.batch.tokens",
+            )
+            return
 
 
 def _paths(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 from trireme_api.job import TrainingJobSpec
 from trireme_api.quantity import parse_quantity
+from trireme_api.replicas import Replicas
 from trireme_api.template import Toleration
 
+from trireme_operator import sizing
 from trireme_operator.views import Key, Node, Verdict
 
 Amounts = Mapping[str, float]
@@ -39,8 +41,24 @@ class Waiting:
     key: Key
     demand: Demand
     count: int
+    """Pods at best, spares included."""
     priority: int
     created_at: float
+    replicas: Replicas | None = None
+    """Where it may begin with fewer."""
+    ranked: int = 0
+    spares: int = 0
+    """Of a gang that runs: what it has; `count` is what it would have more."""
+
+    @property
+    def least(self) -> int:
+        """Pods without which it cannot start."""
+        return self.count if self.replicas is None else min(self.count, self.replicas.least)
+
+    def admissible(self, room: int) -> int | None:
+        if self.replicas is None:
+            return self.count if room >= self.count else None
+        return sizing.admissible(self.replicas, room)
 
 
 @dataclass(frozen=True)
@@ -129,8 +147,10 @@ class Room:
             self.take(node, demand.requests, times)
 
 
-def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Waiting]) -> dict[Key, Verdict]:
-    """Who may start now, and why the others may not. All that may start fit together."""
+def verdicts(
+    nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Waiting], growing: Iterable[Waiting] = ()
+) -> dict[Key, Verdict]:
+    """Who may start now, and why the others may not; then, of what is left, who may grow. All of it fits together."""
     room = Room(nodes)
     promised = []
     for item in taken:
@@ -144,7 +164,7 @@ def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Wa
     held: dict[str, Key] = {}
     for job in sorted(waiting, key=lambda w: (-w.priority, w.created_at, w.key)):
         most = room.capacity(job.demand)
-        if most < job.count:
+        if most < job.least:
             found[job.key] = Verdict(False, "LargerThanCluster", _never(job, most))
             continue
         could_use = room.eligible(job.demand)
@@ -153,9 +173,11 @@ def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Wa
             if could_use and all(name in held for name in could_use)
             else room.plan(job.demand, job.count, held.keys())
         )
-        if sum(plan.values()) == job.count:
-            room.place(job.demand, plan)
-            found[job.key] = Verdict(True, "Fits", f"{job.count} pods fit")
+        fit = sum(plan.values())
+        pods = job.admissible(fit)
+        if pods is not None:
+            room.place(job.demand, plan if pods == fit else room.plan(job.demand, pods, held.keys()))
+            found[job.key] = Verdict(True, "Fits", f"{pods} pods fit", pods)
             continue
         if not could_use:
             found[job.key] = Verdict(
@@ -169,11 +191,15 @@ def verdicts(nodes: Sequence[Node], taken: Iterable[Taken], waiting: Iterable[Wa
             message = f"waits behind {'/'.join(ahead)}, which has precedence on the same nodes"
             found[job.key] = Verdict(False, "Queued", message)
         else:
-            fit = sum(plan.values())
-            message = f"needs room for {job.count} pods of {describe(job.demand)} at once; {fit} would fit now; "
+            message = f"needs room for {job.least} pods of {describe(job.demand)} at once; {fit} would fit now; "
             found[job.key] = Verdict(False, "WaitsForRoom", message + "starts when others end")
         for name in could_use:
             held.setdefault(name, job.key)
+    for job in sorted(growing, key=lambda w: (-w.priority, w.created_at, w.key)):
+        plan = room.plan(job.demand, job.count, held.keys())
+        more = 0 if job.replicas is None else sizing.extra(job.replicas, job.ranked, job.spares, sum(plan.values()))
+        room.place(job.demand, room.plan(job.demand, more, held.keys()))
+        found[job.key] = Verdict(more > 0, "Room", f"room for {more} more pods", more)
     return found
 
 
@@ -185,8 +211,9 @@ def capacity(nodes: Iterable[Node], demand: Demand) -> int:
 
 
 def _never(job: Waiting, most: int) -> str:
+    field = "min" if job.replicas is not None and job.least < job.replicas.desired else "desired"
     return (
-        f"spec.replicas.desired: {job.count} pods of {describe(job.demand)} are more than the cluster can hold even "
+        f"spec.replicas.{field}: {job.least} pods of {describe(job.demand)} are more than the cluster can hold even "
         f"when empty ({most}); lower replicas or template.resources, check template.nodeSelector and tolerations,"
         " or add nodes"
     )

@@ -36,19 +36,22 @@ class Crew:
 
     def __init__(self, job: Job, found: Sequence[Place]) -> None:
         self.job = job
-        self._found = tuple(found)
+        self._ranked = tuple(place for place in found if not place.slot.spare)
         self._spec = effective(job)
         self._by_uid = {place.pod.uid: place for place in found if place.pod is not None}
-        self._passed = barrier_passed(found, job.status.attempt)
-        first = found[0].pod if found else None
+        self._node_ranks = {place.slot.index: rank for rank, place in enumerate(self._ranked)}
+        self._passed = barrier_passed(self._ranked, job.status.attempt)
+        first = self._ranked[0].pod if self._ranked else None
         self._master = first.ip if first is not None else ""
 
     @property
     def key(self) -> object:
         """Changes exactly when any member's assignment does."""
         members = tuple((uid, place.slot.index, place.slot.pod_uid) for uid, place in self._by_uid.items())
-        status = self.job.status
-        return self.job.uid, self.job.deleting, status.phase, status.attempt, self._passed, self._master, members
+        status, ranks = self.job.status, tuple(self._node_ranks.items())
+        saves = status.sizing.target is not None
+        known = status.phase, status.attempt, saves, self._passed, self._master
+        return self.job.uid, self.job.deleting, known, ranks, members
 
     def assignment(self, pod_uid: str) -> Assignment:
         """What the pod with this UID is to do; a pod that is not of the crew is to stop."""
@@ -58,17 +61,22 @@ class Crew:
             return Assignment(attempt=status.attempt, action=Action.STOP)
         if status.phase == Phase.SUSPENDING:
             action = Action.SAVE_AND_STOP
+        elif place.slot.spare:
+            action = Action.HOLD
+        elif status.sizing.target is not None:
+            action = Action.SAVE_AND_HOLD
         else:
             action = Action.RUN if place.slot.pod_uid is not None and self._passed else Action.HOLD
         resume = status.resume_from
         return Assignment(
             attempt=status.attempt,
             action=action,
-            node_rank=place.slot.index,
-            world_size=len(self._found),
+            node_rank=self._node_ranks.get(place.slot.index, len(self._ranked)),
+            world_size=len(self._ranked),
             procs_per_node=procs_per_node(spec),
             master_address=self._master,
             master_port=master_port(status.attempt),
+            spare=place.slot.spare,
             resume=CheckpointRef(step=resume.step, path=resume.path) if resume else None,
             grace_seconds=float(spec.template.termination_grace_period_seconds),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trireme_api.job import TERMINAL, Phase, pod_name
+from trireme_api.job import TERMINAL, Phase, TrainingJobSpec, pod_name
 from trireme_api.quantity import parse_quantity
 
 from trireme_operator.admission import Demand, Taken, Waiting, demand_of, verdicts
@@ -26,8 +26,10 @@ class Desk:
     priorities: dict[str, int] = field(default_factory=dict)
     """Values of the PriorityClasses that jobs have named."""
     _verdicts: dict[Key, Verdict] = field(default_factory=dict)
-    _granted: dict[Key, str] = field(default_factory=dict)
-    """Jobs (by UID) whose admission is being written; counted as taken until the store shows it."""
+    _granted: dict[Key, int] = field(default_factory=dict)
+    """Pods of jobs whose admission is being written; counted as taken until the store shows it."""
+    _decided_at: int = -1
+    """The store's capacity version that the verdicts follow from."""
 
     def verdict(self, job: Job) -> Verdict | None:
         spec = job.spec
@@ -38,6 +40,8 @@ class Desk:
             return Verdict(
                 False, "PriorityClassNotFound", f"spec.schedulingPolicy.priorityClassName: no PriorityClass {name!r}"
             )
+        if job.status.phase in HOLDING and self._decided_at != self.store.capacity_version:
+            return None  # room to grow may be gone by now; a running gang can wait until it is known
         return self._verdicts.get(job.key)
 
     def undecided(self, job: Job) -> bool:
@@ -45,7 +49,7 @@ class Desk:
         return self.store.nodes is not None and self._waits(job) and job.key not in self._verdicts
 
     def anyone_waits(self) -> bool:
-        return any(self._waits(job) for job in self.store.jobs.values())
+        return any(self._waits(job) or self._grows(job) for job in self.store.jobs.values())
 
     def priority_names(self) -> set[str]:
         """PriorityClasses that jobs name."""
@@ -54,8 +58,9 @@ class Desk:
 
     def grant(self, job: Job) -> None:
         """Called before the admission is written, so that no other job is promised the same room meanwhile."""
-        self._granted[job.key] = job.uid
-        self._verdicts.pop(job.key, None)
+        verdict = self._verdicts.pop(job.key, None)
+        pods = verdict.pods if verdict is not None else None
+        self._granted[job.key] = _all_pods(job) if pods is None else pods
 
     def settle(self, job: Job) -> None:
         """The write succeeded (the store shows it) or failed (the room is free again)."""
@@ -67,11 +72,13 @@ class Desk:
         if self.store.nodes is None:
             return set()
         waiting = [self._waiting(job) for job in self.store.jobs.values() if self._waits(job)]
-        if not waiting:
+        growing = [self._growing(job) for job in self.store.jobs.values() if self._grows(job)]
+        self._decided_at = self.store.capacity_version
+        if not waiting and not growing:
             self._verdicts = {}
             return set()
         taken = [*self.foreign, *self._placed(), *self._promised()]
-        found = verdicts(list(self.store.nodes.values()), taken, waiting)
+        found = verdicts(list(self.store.nodes.values()), taken, waiting, growing)
         changed = {key for key, verdict in found.items() if self._verdicts.get(key) != verdict}
         self._verdicts = found
         return changed
@@ -86,8 +93,27 @@ class Desk:
 
     def _waiting(self, job: Job) -> Waiting:
         assert job.spec is not None
-        priority = self.priorities.get(job.spec.scheduling_policy.priority_class_name or "", 0)
-        return Waiting(job.key, demand_of(job.spec), job.spec.replicas.desired, priority, job.created_at)
+        replicas = job.spec.replicas
+        return Waiting(job.key, demand_of(job.spec), _all_pods(job), self._priority(job.spec), job.created_at, replicas)
+
+    def _grows(self, job: Job) -> bool:
+        """Whether it runs with fewer pods than it asks for."""
+        if job.status.phase != Phase.RUNNING or job.spec is None or job.deleting:
+            return False
+        return job.spec.scheduling_policy.gang == "builtin" and len(job.status.slots) < _all_pods(job)
+
+    def _growing(self, job: Job) -> Waiting:
+        spec = effective(job)
+        assert spec is not None
+        assert job.spec is not None
+        slots = job.status.slots
+        spares, missing = sum(slot.spare for slot in slots), _all_pods(job) - len(slots)
+        ranked = len(slots) - spares
+        priority, replicas = self._priority(job.spec), job.spec.replicas
+        return Waiting(job.key, demand_of(spec), missing, priority, job.created_at, replicas, ranked, spares)
+
+    def _priority(self, spec: TrainingJobSpec) -> int:
+        return self.priorities.get(spec.scheduling_policy.priority_class_name or "", 0)
 
     def _placed(self) -> Iterable[Taken]:
         """Pods of admitted gangs on their nodes; each asks for what its job's template says."""
@@ -106,7 +132,7 @@ class Desk:
         """Slots of admitted gangs whose pod is not on a node yet, and gangs whose admission is just being written."""
         for job in self.store.jobs.values():
             if job.key in self._granted and job.status.phase not in HOLDING and job.spec is not None:
-                yield from [Taken(demand_of(job.spec))] * job.spec.replicas.desired
+                yield from [Taken(demand_of(job.spec))] * self._granted[job.key]
             if job.status.phase not in HOLDING or job.status.phase == Phase.SUSPENDING or job.deleting:
                 continue
             spec = effective(job)
@@ -115,6 +141,11 @@ class Desk:
             on_node = {pod.name for pod in self.store.pods_of(job.key) if pod.node and pod.owner_uid == job.uid}
             absent = sum(pod_name(job.name, slot) not in on_node for slot in job.status.slots)
             yield from [Taken(demand_of(spec))] * absent
+
+
+def _all_pods(job: Job) -> int:
+    """Gang and spares as asked for."""
+    return job.spec.replicas.desired + job.spec.replicas.spares if job.spec is not None else 0
 
 
 def foreign_taken(objects: Iterable[Mapping[str, Any]]) -> list[Taken]:

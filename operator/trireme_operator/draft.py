@@ -21,11 +21,19 @@ class Draft:
     now: float
     status: TrainingJobStatus
     found: list[Place] = field(default_factory=list)
+    """Places with ranks, by node rank."""
+    spares: list[Place] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     wake: float | None = None
 
     def __post_init__(self) -> None:
-        self.found = places(self.job, self.seen)
+        known = places(self.job, self.seen)
+        self.found = [place for place in known if not place.slot.spare]
+        self.spares = [place for place in known if place.slot.spare]
+
+    def place(self, index: int) -> Place:
+        """The one of this slot number among those with ranks."""
+        return next(place for place in self.found if place.slot.index == index)
 
     def note(self, reason: str, message: str, warning: bool = False) -> None:
         self.notes.append(Note(reason, message, warning))

@@ -1,20 +1,26 @@
-"""Which spec counts: what a gang is made of is frozen at admission, policies may change at any time."""
+"""Which spec counts: what pods are made of is frozen at admission; policies and the number of nodes may change."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trireme_api.job import TrainingJobSpec
+from trireme_api.replicas import Replicas
 
 from trireme_operator.views import Job
 
-FROZEN = ("recipe", "replicas", "procs_per_node", "checkpoint", "template", "scheduling_policy")
+FROZEN = ("recipe", "procs_per_node", "checkpoint", "template", "scheduling_policy")
 """Fields that pods are made from; the others are read live."""
 
 
 def snapshot(spec: TrainingJobSpec) -> dict[str, Any]:
     """The spec as status keeps it while the gang is admitted; with defaults, for another version may have others."""
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def with_replicas(admitted: dict[str, Any], replicas: Replicas) -> dict[str, Any]:
+    """The admitted spec with the number of nodes that counts now."""
+    return {**admitted, "replicas": replicas.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
 def effective(job: Job) -> TrainingJobSpec | None:

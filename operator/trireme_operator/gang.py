@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trireme_api.job import Phase, Slot, TrainingJobSpec, TrainingJobStatus, pod_name
+from trireme_api.job import Phase, Slot, TrainingJobSpec, pod_name
 from trireme_api.protocol import AgentState
 
 from trireme_operator.actions import Act, CreatePod, DeletePod
@@ -54,6 +54,7 @@ class Place:
 
 
 def places(job: Job, seen: Observed) -> list[Place]:
+    """All slots; those with ranks in the order of their node ranks, then the spares."""
     by_name = {pod.name: pod for pod in seen.pods}
     found = []
     for slot in job.status.slots:
@@ -66,8 +67,8 @@ def places(job: Job, seen: Observed) -> list[Place]:
     return found
 
 
-def fresh_slots(count: int, attempt: int) -> list[Slot]:
-    return [Slot(index=index, incarnation=attempt) for index in range(count)]
+def fresh_slots(count: int, attempt: int, spares: int = 0) -> list[Slot]:
+    return [Slot(index=index, incarnation=attempt, spare=index >= count) for index in range(count + spares)]
 
 
 def alive(place: Place, now: float, silent_seconds: float) -> bool:
@@ -105,7 +106,7 @@ def changes(job: Job, spec: TrainingJobSpec | None, seen: Observed, now: float) 
             # A newer incarnation than status knows means that this view of the status is old: leave it alone.
             acts.append(DeletePod(pod.name, pod.uid, None if status.phase == Phase.SUSPENDED else GANG_GRACE_SECONDS))
     if status.phase in HOLDING and status.phase != Phase.SUSPENDING:
-        acts += [CreatePod(slot) for slot in missing(job, seen) if not _occupied(slot, status, job, seen, now)]
+        acts += [CreatePod(slot) for slot in missing(job, seen) if not occupied(slot, job, seen, now)]
     return tuple(acts)
 
 
@@ -115,7 +116,7 @@ def missing(job: Job, seen: Observed) -> list[Slot]:
     return [slot for slot in job.status.slots if slot.pod_uid is None and pod_name(job.name, slot) not in names]
 
 
-def _occupied(slot: Slot, status: TrainingJobStatus, job: Job, seen: Observed, now: float) -> bool:
+def occupied(slot: Slot, job: Job, seen: Observed, now: float) -> bool:
     """An older pod of this slot may still run: two pods of one slot must never be alive together."""
     return any(
         pod.slot == slot.index and pod.name != pod_name(job.name, slot) and not fenced(pod, seen, now)
@@ -125,7 +126,7 @@ def _occupied(slot: Slot, status: TrainingJobStatus, job: Job, seen: Observed, n
 
 def _after_the_end(job: Job, spec: TrainingJobSpec | None, seen: Observed, now: float) -> list[Act]:
     policy = spec.run_policy.clean_pod_policy if spec is not None else "Running"
-    current = {pod_name(job.name, slot) for slot in job.status.slots}
+    current = {pod_name(job.name, slot) for slot in job.status.slots if not slot.spare}
     leave_it = job.status.phase == Phase.SUCCEEDED and now < leaves_by(job)
     acts: list[Act] = []
     for pod in seen.pods:

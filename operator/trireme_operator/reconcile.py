@@ -18,6 +18,7 @@ from trireme_operator.draft import Draft
 from trireme_operator.frozen import effective, ignored_edits
 from trireme_operator.gang import HOLDING, changes, leaves_by
 from trireme_operator.recovery import budgets_left
+from trireme_operator.resizing import ready_spares
 from trireme_operator.running import run
 from trireme_operator.stopping import stop
 from trireme_operator.views import JOB_UID_LABEL, Job, Observed
@@ -60,8 +61,9 @@ def reconcile(job: Job, seen: Observed, now: float) -> Decision:
 
 def decisive(status: TrainingJobStatus) -> object:
     """What pods and assignments follow from: when it moves, it is written before anything is done."""
-    slots = [(slot.index, slot.incarnation) for slot in status.slots]
-    return status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
+    slots = [(slot.index, slot.incarnation, slot.spare) for slot in status.slots]
+    known = status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
+    return known, status.sizing.target
 
 
 def _invalid(job: Job, now: float) -> Decision:
@@ -97,22 +99,36 @@ def _describe(draft: Draft) -> None:
         draft.now,
         job.generation,
     )
+    _tell_size(draft)
     replicas = status.replicas
     replicas.desired = draft.spec.replicas.desired
     replicas.selector = f"{JOB_UID_LABEL}={job.uid}"
     holding = status.phase in HOLDING
+    replicas.size = len([slot for slot in status.slots if not slot.spare]) if holding else 0
+    replicas.spares = len(ready_spares(draft)) if holding else 0
     replicas.created = sum(place.pod is not None for place in draft.found) if holding else 0
     # An agent not heard yet, after the operator's own restart, is no news: the count falls only with a new attempt.
     running = sum(place.says(status.attempt, AgentState.RUNNING) for place in draft.found)
     if not holding or status.attempt != job.status.attempt or status.phase == Phase.SUSPENDING:
         replicas.ready = running if holding else 0
     elif status.phase == Phase.RUNNING:
-        replicas.ready = replicas.desired
+        replicas.ready = replicas.size
     else:
         replicas.ready = running
     status.node_summary = f"{replicas.ready}/{replicas.desired}"
     status.budgets_left = budgets_left(draft.spec.failure_policy, status, draft.now)
     status.restart_count = status.restarts.process + status.restarts.pod + status.restarts.gang
+
+
+def _tell_size(draft: Draft) -> None:
+    """The condition of a gang that runs on fewer nodes than it is to have."""
+    status, desired = draft.status, draft.spec.replicas.desired
+    size = sum(not slot.spare for slot in status.slots)
+    shrunk = status.phase in HOLDING and 0 < size < desired
+    why = status.sizing.reason or "waits for room"
+    text = f"{size} of {desired} nodes: {why}; grows when there is room" if shrunk else ""
+    reason = "FewerNodes" if shrunk else "FullSize"
+    conditions.set_condition(status, ConditionType.SHRUNK, shrunk, reason, text, draft.now, draft.job.generation)
 
 
 def _news(status: TrainingJobStatus) -> object:

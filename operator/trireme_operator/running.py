@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
-from trireme_api.protocol import AgentState, Cause
+from trireme_api.protocol import AgentState, Cause, ExitCode
 
 from trireme_operator import recovery
 from trireme_operator.accounting import best_step
@@ -11,6 +11,7 @@ from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.gang import Place, missing
 from trireme_operator.recovery import STRENGTH, Breakdown
+from trireme_operator.resizing import replace_lost, resize
 from trireme_operator.rules import ruled
 from trireme_operator.starting import first_step_times, hold_up, starting
 from trireme_operator.steps import begin_attempt, completed, end, give_back, past_active_deadline
@@ -22,7 +23,7 @@ MAX_QUEUE_BACKOFF_SECONDS = 600.0
 def run(draft: Draft) -> None:
     """The gang holds its nodes: is it done, to be stopped, broken, stuck, or running?"""
     status = draft.status
-    for place in draft.found:
+    for place in (*draft.found, *draft.spares):
         if place.slot.pod_uid is None and place.pod is not None:
             _slot(draft, place).pod_uid = place.pod.uid
     if status.slots and all(place.done(status.attempt) for place in draft.found):
@@ -35,7 +36,9 @@ def run(draft: Draft) -> None:
         draft.enter(Phase.SUSPENDING, "Suspending", "ranks agree on a step, save and stop; then the pods are removed")
         draft.note("Suspending", "asked to suspend: save and stop")
         return
-    if _failed(draft) or _not_placed(draft) or _past_startup_deadline(draft) or _recovery_too_slow(draft):
+    if _failed(draft) or resize(draft):
+        return
+    if _not_placed(draft) or _past_startup_deadline(draft) or _recovery_too_slow(draft):
         return
     if status.phase == Phase.RUNNING:
         first_step_times(draft)
@@ -52,6 +55,8 @@ def _failed(draft: Draft) -> bool:
     status, limits = draft.status, draft.seen.limits
     found = [b for p in draft.found if (b := recovery.breakdown(p, status.attempt, draft.now, limits)) is not None]
     found += _ended_before_it_began(draft)
+    if status.sizing.target is not None:
+        found = [b for b in found if not _asked_for(b)]
     for pod in draft.found:
         if pod.node is not None and not pod.node.ready:
             draft.wake_at(draft.now + limits.silent_seconds)
@@ -65,10 +70,15 @@ def _failed(draft: Draft) -> bool:
         return True
     first, rule = ruled(draft.spec.failure_policy, recovery.first_failure(found))
     _note_failure(draft, first)
-    lost = {b.slot for b in found if not draft.alive(draft.found[b.slot])}
+    lost = {b.slot for b in found if not draft.alive(draft.place(b.slot))}
     lost |= {place.slot.index for place in draft.found if not draft.alive(place)}
     _climb(draft, first, lost, minimum=1 if lost else 0, asked=rule.action if rule else "Ladder")
     return True
+
+
+def _asked_for(found: Breakdown) -> bool:
+    """What ranks do that are asked to save: they save, or end by the signal, or lose peers that were quicker."""
+    return found.cascade or found.exit in (ExitCode.SAVED_AND_STOPPED, -15, 143)
 
 
 def _ended_before_it_began(draft: Draft) -> list[Breakdown]:
@@ -113,7 +123,7 @@ def _note_failure(draft: Draft, first: Breakdown) -> None:
 
 def _detection(draft: Draft, first: Breakdown) -> float | None:
     """Seconds from the rank's end, by the pod's clock, to its report; absent where the clocks plainly disagree."""
-    heard = draft.found[first.slot].heard
+    heard = draft.place(first.slot).heard
     failure = heard.report.failure if heard is not None else None
     if heard is None or failure is None or failure.at is None:
         return None
@@ -121,9 +131,7 @@ def _detection(draft: Draft, first: Breakdown) -> float | None:
     return round(took, 3) if 0 <= took < 60 else None
 
 
-def _climb(
-    draft: Draft, first: Breakdown, lost: set[int], minimum: int, asked: RuleAction = "Ladder"
-) -> None:
+def _climb(draft: Draft, first: Breakdown, lost: set[int], minimum: int, asked: RuleAction = "Ladder") -> None:
     """Asks the ladder and writes its answer: a new attempt, or the end."""
     status, policy = draft.status, draft.spec.failure_policy
     furthest = best_step(status)
@@ -131,15 +139,10 @@ def _climb(
     if reply.action is None:
         end(draft, Phase.FAILED, reply.reason, reply.message)
         return
-    replaced = set(lost)
-    if reply.action == "RestartGang":
-        replaced = {slot.index for slot in status.slots}
-    elif reply.action == "ReplacePod":
-        replaced |= {first.slot}
+    stricken = lost if reply.action == "RestartProcess" else lost | {first.slot}
+    renewed = {place.slot.index for place in draft.found} if reply.action == "RestartGang" else set()
     begin_attempt(draft)
-    for slot in status.slots:
-        if slot.index in replaced:
-            slot.incarnation, slot.pod_uid = status.attempt, None
+    helped = replace_lost(draft, stricken, renewed)
     restarts = status.restarts
     counter = RESTART_COUNTERS[reply.action]
     setattr(restarts, counter, getattr(restarts, counter) + 1)
@@ -158,7 +161,7 @@ def _climb(
     ]
     where = f"rank {first.rank} of {first.pod}" if first.rank is not None else first.pod or f"slot {first.slot}"
     again = f"from step {status.resume_from.step}" if status.resume_from else "from the start"
-    message = f"{where}: {first.cause.value}: {first.message}; {reply.action}, attempt {status.attempt} {again}"
+    message = f"{where}: {first.cause.value}: {first.message}; {reply.action}, attempt {status.attempt} {again}{helped}"
     draft.enter(Phase.RECOVERING, reply.action, message)
     draft.note(reply.action, message, warning=True)
 
@@ -166,7 +169,7 @@ def _climb(
 def _not_placed(draft: Draft) -> bool:
     """A gang that is not wholly placed in time gives its nodes back: half a gang helps nobody and blocks others."""
     status, limits = draft.status, draft.seen.limits
-    uncreated = missing(draft.job, draft.seen)
+    uncreated = [slot for slot in missing(draft.job, draft.seen) if not slot.spare]
     unplaced = [p.pod for p in draft.found if p.pod is not None and not p.pod.over and not p.pod.node]
     began = seconds(status.attempt_started_at)
     if began is None or not (uncreated or unplaced) or status.phase == Phase.RUNNING:
@@ -184,7 +187,7 @@ def _not_placed(draft: Draft) -> bool:
     give_back(draft)
     status.queueing.not_before = stamp(draft.now + pause)
     message = (
-        f"{len(uncreated) + len(unplaced)} of {draft.spec.replicas.desired} pods found no place within "
+        f"{len(uncreated) + len(unplaced)} of {len(draft.found)} pods found no place within "
         f"{duration(limits.gang_seconds)} ({why}); the whole gang gives way and queues again at "
         f"{status.queueing.not_before}"
     )

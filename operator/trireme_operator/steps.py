@@ -12,6 +12,7 @@ def begin_attempt(draft: Draft) -> None:
     status = draft.status
     status.attempt += 1
     status.attempt_started_at = stamp(draft.now)
+    status.sizing.target = status.sizing.since = None
     known = status.last_checkpoint
     status.resume_from = CheckpointStatus(step=known.step, path=known.path) if known else None
 
@@ -36,6 +37,7 @@ def give_back(draft: Draft) -> None:
     draft.status.slots = []
     draft.status.admitted_spec = None
     draft.status.stopping_since = None
+    draft.status.sizing.target = draft.status.sizing.since = None
 
 
 def past_active_deadline(draft: Draft) -> bool:

@@ -21,6 +21,11 @@ def older(version: str, known: str) -> bool:
     return version.isdigit() and known.isdigit() and int(version) < int(known)
 
 
+def _claims(job: Job) -> object:
+    """What of a job gang admission depends on."""
+    return job.status.phase, job.status.attempt, len(job.status.slots), job.generation
+
+
 class Store:
     """Not thread-safe: lives in one event loop."""
 
@@ -53,11 +58,7 @@ class Store:
         else:
             job = job_of(obj)
         self.jobs[key] = job
-        if known is None or (known.status.phase, known.status.attempt, known.generation) != (
-            job.status.phase,
-            job.status.attempt,
-            job.generation,
-        ):
+        if known is None or _claims(known) != _claims(job):
             self.capacity_version += 1
         return job
 

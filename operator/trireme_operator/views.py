@@ -252,6 +252,8 @@ class Verdict:
     fits: bool
     reason: str = "Fits"
     message: str = ""
+    pods: int | None = None
+    """Of a waiting job: how many may be made, where fewer than all do. Of one that runs: how many more would fit."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,8 @@ class Limits:
     """While only consequences of a failure are seen, the report of its cause is awaited for so long."""
     gang_seconds: float = 120.0
     """A gang that is not wholly placed within this time gives its nodes back and queues again."""
+    shrink_seconds: float = 10.0
+    """A pod of a gang that may shrink has so long to find a node."""
     progress_seconds: float = 5.0
     """Between status writes that only carry progress."""
     soon_seconds: float = 0.3

@@ -72,9 +72,15 @@ def admit(draft: Draft) -> None:
     status.admitted_at = status.admitted_at or stamp(draft.now)
     status.queueing.not_before = None
     begin_attempt(draft)
-    status.slots = fresh_slots(spec.replicas.desired, status.attempt)
+    room = draft.seen.admission.pods if draft.seen.admission is not None else None
+    pods = spec.replicas.desired + spec.replicas.spares if room is None else room
+    size = spec.replicas.fit(pods) or spec.replicas.desired
+    status.slots = fresh_slots(size, status.attempt, max(0, pods - size))
+    status.sizing.not_before = None
+    status.sizing.asked_at = stamp(draft.now)
+    few = f" of {spec.replicas.desired}" if size < spec.replicas.desired else ""
+    status.sizing.reason = f"there was room for {size}{few} when it was admitted" if few else ""
+    spare = f" and {pods - size} spares" if pods > size else ""
     again = f" from step {status.resume_from.step}" if status.resume_from else ""
-    draft.enter(
-        Phase.STARTING, "Admitted", f"admitted; attempt {status.attempt} starts {spec.replicas.desired} pods{again}"
-    )
-    draft.note("Admitted", f"room for the whole gang ({spec.replicas.desired}); attempt {status.attempt}{again}")
+    draft.enter(Phase.STARTING, "Admitted", f"admitted; attempt {status.attempt} starts {size}{few} pods{spare}{again}")
+    draft.note("Admitted", f"room for a gang of {size}{few}{spare}; attempt {status.attempt}{again}")

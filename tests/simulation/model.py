@@ -26,6 +26,7 @@ from trireme_api.protocol import (
     RankReport,
     Report,
 )  # fmt: skip
+from trireme_api.replicas import Replicas
 from trireme_operator.actions import Note
 from trireme_operator.api import ApiError, Json
 from trireme_operator.assignments import Crew
@@ -41,7 +42,12 @@ from trireme_operator.views import Job, Key, Limits
 NAMESPACE = "sim"
 GRACE_SECONDS = 10
 IMAGES = Images("trainer", "agent", "https://coordinator", "PEM")
-ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_STOP: 2, Action.STOP: 3}
+ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_HOLD: 2, Action.SAVE_AND_STOP: 3, Action.STOP: 4}
+
+
+def _gang(status: TrainingJobStatus) -> list[tuple[int, int]]:
+    """Slots with ranks and their pods, in the order of the node ranks."""
+    return [(slot.index, slot.incarnation) for slot in status.slots if not slot.spare]
 
 
 class Broken(AssertionError):
@@ -89,7 +95,7 @@ class Operator:
         self.desk = Desk(self.store)
         self.controller = Controller(
             self.store, self.queue, self.desk, View(model, self), IMAGES, clock=lambda: model.now,
-            limits=Limits(gang_seconds=60.0, silent_seconds=15.0),
+            limits=Limits(gang_seconds=60.0, silent_seconds=15.0, shrink_seconds=10.0),
         )  # fmt: skip
         self.tasks: dict[Key, asyncio.Task[Any]] = {}
         self.gates: list[asyncio.Future[None]] = []
@@ -181,7 +187,8 @@ class Model:
         self.fence: dict[str, int] = {}
         self.writes: list[str] = []
         """Every write that changed something, for the question what was written when nothing happened."""
-        self.budget: dict[str, int] = {}
+        self.wishes: dict[str, list[Replicas]] = {}
+        """Every spec.replicas that a status was written under."""
         self.one_operator = True
         """Two that act at once may make a pod too many; its agent is told to stop, so its ranks never start."""
         self.lost: set[str] = set()
@@ -218,7 +225,7 @@ class Model:
             self.lost |= {p["metadata"]["uid"] for p in self.pods.values() if p["spec"].get("nodeName") == name}
         self.emit("node", "MODIFIED", self.nodes[name])
 
-    def create_job(self, name: str, replicas: int, cpu: int = 2, **spec: Any) -> None:
+    def create_job(self, name: str, replicas: int | Json, cpu: int = 2, **spec: Any) -> None:
         self.jobs[name] = {
             "apiVersion": API_VERSION, "kind": KIND,
             "metadata": {
@@ -226,7 +233,7 @@ class Model:
                 "resourceVersion": self._next(), "creationTimestamp": stamp(self.now),
             },
             "spec": {
-                "replicas": {"desired": replicas},
+                "replicas": {"desired": replicas} if isinstance(replicas, int) else replicas,
                 "template": {"image": "i", "command": ["c"], "resources": {"requests": {"cpu": cpu}}},
                 **spec,
             },
@@ -246,6 +253,7 @@ class Model:
             self.writes.append(f"delete job {name}")
             job["metadata"]["resourceVersion"] = self._next()
             self._seen.pop(name, None)
+            self.wishes.pop(name, None)
             self.emit("job", "DELETED", job)
 
     def write_status(self, job: Job, status: Json) -> Json:
@@ -388,11 +396,13 @@ class Model:
             agent.action = Action.HOLD
         if told.action == Action.RUN and agent.action == Action.HOLD:
             self._begin(agent, told)
-        elif told.action == Action.SAVE_AND_STOP and agent.action != told.action:
+        elif told.action in (Action.SAVE_AND_HOLD, Action.SAVE_AND_STOP) and agent.action != told.action:
             if agent.ranks_alive:
                 self.commit(agent)
                 agent.exits = [75]
-            agent.state = AgentState.EXITED
+                agent.state = AgentState.EXITED
+            elif told.action == Action.SAVE_AND_STOP:
+                agent.state = AgentState.EXITED
         elif told.action == Action.STOP:
             agent.state = AgentState.EXITED
             pod = self.pods.get(agent.pod)
@@ -403,9 +413,13 @@ class Model:
     def _begin(self, agent: Agent, told: Assignment) -> None:
         """Ranks start: the barrier must have been kept."""
         agent.assignment, agent.state = told, AgentState.RUNNING
+        if told.spare:
+            raise Broken(f"I8: {agent.pod} is a spare and starts ranks")
+        if not 0 <= told.node_rank < told.world_size:
+            raise Broken(f"{agent.pod} has node rank {told.node_rank} of {told.world_size}")
         status = TrainingJobStatus.model_validate((self.jobs.get(agent.job) or {}).get("status") or {})
         if agent.job in self.jobs and status.attempt == told.attempt and status.phase not in TERMINAL:
-            for slot in status.slots:
+            for slot in [slot for slot in status.slots if not slot.spare]:
                 other = self.agents.get(slot.pod_uid or "")
                 if slot.pod_uid is None or (other is not None and not other.gone and other.attempt < told.attempt):
                     raise Broken(
@@ -473,10 +487,17 @@ class Model:
         burnt = sum(agent.joules for agent in self.agents.values() if agent.job == name)
         if after.energy.joules > burnt + 1:
             raise Broken(f"energy counted twice: {after.energy.joules} of {burnt}")
-        limit = stored["spec"]["replicas"]["desired"]
-        admitted = (new.get("admittedSpec") or {}).get("replicas", {}).get("desired", limit)
-        if after.slots and len(after.slots) != admitted:
-            raise Broken(f"I6: {len(after.slots)} slots for {admitted} pods")
+        wishes = self.wishes.setdefault(name, [])
+        wishes.append(Replicas.model_validate(stored["spec"]["replicas"]))
+        gang, spares = _gang(after), [slot for slot in after.slots if slot.spare]
+        if gang and not any(wish.fit(len(gang)) == len(gang) for wish in wishes):
+            raise Broken(f"I6: a gang of {len(gang)}, which no spec permitted")
+        if len(after.slots) > max(wish.desired + wish.spares for wish in wishes):
+            raise Broken(f"I6: {len(gang)} slots and {len(spares)} spares are more than was ever asked for")
+        if after.attempt == before.attempt and gang and _gang(before) and gang != _gang(before):
+            raise Broken(f"I8: attempt {after.attempt} was {_gang(before)} and became {gang}")
+        if after.attempt > before.attempt and len(gang) != len(_gang(before)) and _gang(before) and gang and risen:
+            raise Broken("I8: a restart changed the size")
         self._seen[name] = after
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_waiting_for_the_old_pod(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gang, "_occupied", lambda *_: False)
+    patch.setattr(gang, "occupied", lambda *_: False)
 
 
 def energy_twice(patch: pytest.MonkeyPatch) -> None:

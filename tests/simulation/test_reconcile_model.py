@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Phases
@@ -26,6 +27,18 @@ from trireme_api.protocol import AgentState, Cause
 JOBS = ("a", "b")
 PARTS = ("resync", "watch", "work", "kubelets", "agents", "training")
 PICK = st.integers(min_value=0, max_value=7)
+
+
+def _valid(replicas: dict[str, Any]) -> bool:
+    least, most, allowed = replicas.get("min", 1), replicas.get("max", 99), replicas.get("allowed", [])
+    return least <= replicas["desired"] <= most and (not allowed or replicas["desired"] in allowed)
+
+
+WISHES = st.fixed_dictionaries(
+    {"desired": st.integers(1, 3), "spares": st.integers(0, 1)},
+    optional={"min": st.integers(1, 2), "max": st.integers(2, 3), "allowed": st.sampled_from([[1, 3], [2, 3], [1, 2]])},
+).filter(_valid)
+"""spec.replicas"""
 
 
 class World(RuleBasedStateMachine):
@@ -51,8 +64,8 @@ class World(RuleBasedStateMachine):
 
     # --- people -----------------------------------------------------------------------------------------------------
 
-    @initialize(sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)), rounds=st.integers(0, 6))
-    def begin(self, sizes: tuple[int, int], rounds: int) -> None:
+    @initialize(sizes=st.tuples(WISHES, WISHES), rounds=st.integers(0, 6))
+    def begin(self, sizes: tuple[dict[str, Any], dict[str, Any]], rounds: int) -> None:
         for name, replicas in zip(JOBS, sizes, strict=True):
             self.model.create_job(name, replicas)
         self.replace_operator()
@@ -69,10 +82,18 @@ class World(RuleBasedStateMachine):
         if name in self.model.jobs:
             self.model.edit_job(name, runPolicy={"suspend": on})
 
-    @rule(name=st.sampled_from(JOBS), replicas=st.integers(1, 3))
-    def edit(self, name: str, replicas: int) -> None:
+    @rule(name=st.sampled_from(JOBS), replicas=WISHES)
+    def edit(self, name: str, replicas: dict[str, Any]) -> None:
         if name in self.model.jobs:
-            self.model.edit_job(name, replicas={"desired": replicas})
+            self.model.edit_job(name, replicas=replicas)
+
+    @rule(name=st.sampled_from(JOBS), desired=st.integers(1, 3))
+    def scale(self, name: str, desired: int) -> None:
+        """As `kubectl scale` does; the API server refuses what the CRD's rules forbid."""
+        if name in self.model.jobs:
+            replicas = {**self.model.jobs[name]["spec"]["replicas"], "desired": desired}
+            if _valid(replicas):
+                self.model.edit_job(name, replicas=replicas)
 
     @rule(name=st.sampled_from(JOBS), again=st.booleans())
     def delete(self, name: str, again: bool) -> None:

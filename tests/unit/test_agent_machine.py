@@ -140,7 +140,41 @@ def test_one_rank_told_by_its_peers_is_waited_for() -> None:
     machine = running()
     machine.ended([Ended(0, 75)], 0.0)
     assert machine.state is AgentState.STOPPING
-    assert machine.ended([Ended(1, 75)], 1.0) == [Leave(75)]
+    assert machine.ended([Ended(1, 75)], 1.0) == [], "why they were asked to is the coordinator's to say"
+    assert machine.state is AgentState.EXITED
+    assert machine.assigned(assignment(1, Action.SAVE_AND_STOP), 1.5) == [Leave(75)]
+
+
+def test_ranks_that_save_for_another_size_leave_their_pod_to_the_next_attempt() -> None:
+    machine = running()
+    assert machine.assigned(assignment(1, Action.SAVE_AND_HOLD), 0.0) == [AskToStop()]
+    machine.ended([Ended(0, 75)], 1.0)
+    assert machine.ended([Ended(1, 75)], 1.0) == []
+    assert (machine.state, machine.root, machine.exit_code) == (AgentState.EXITED, None, None)
+    assert machine.assigned(assignment(2, Action.HOLD), 2.0) == []
+    assert machine.state is AgentState.WAITING
+    assert machine.assigned(assignment(2), 3.0) == [Start(assignment(2))]
+
+
+def test_ranks_that_know_no_saving_are_ended_for_another_size_and_no_failure() -> None:
+    machine = running()
+    machine.assigned(assignment(1, Action.SAVE_AND_HOLD), 0.0)
+    assert machine.ended([crash(0, -15), crash(1, 143)], 0.1) == []
+    assert (machine.state, machine.root) == (AgentState.EXITED, None)
+
+
+def test_ranks_that_are_done_while_asked_to_save_are_done() -> None:
+    machine = running()
+    machine.assigned(assignment(1, Action.SAVE_AND_HOLD), 0.0)
+    assert machine.ended([Ended(0, 0), Ended(1, 0)], 0.1) == [Leave(0)]
+
+
+def test_who_saved_and_hears_nothing_any_more_leaves() -> None:
+    machine = running()
+    machine.assigned(assignment(1, Action.SAVE_AND_HOLD), 0.0)
+    machine.ended([Ended(0, 75), Ended(1, 75)], 10.0)
+    assert machine.tick(20.0, 10.0) == []
+    assert machine.tick(200.0, 190.0) == [Leave(75)]
 
 
 def test_patience_ends_only_a_failed_pod_that_hears_nothing() -> None:
@@ -222,8 +256,9 @@ class AnyOrder(RuleBasedStateMachine):
             assert machine.state in (AgentState.WAITING, AgentState.EXITED)
         if machine.leaving and not self.alive:
             assert machine.exit_code is not None, "told to go, nothing runs, and yet it stays"
-        if machine.state is AgentState.EXITED and machine.root is None:
-            assert machine.exit_code is not None
+        if machine.state is AgentState.EXITED and machine.root is None and machine.exit_code is None:
+            asked = machine.held is not None and machine.held.action is Action.SAVE_AND_HOLD
+            assert 75 in machine.codes.values() or asked, "nothing runs, nothing is awaited, and yet it stays"
         if machine.root is not None and machine.exit_code is not None:
             assert machine.exit_code not in (0, 75), "a failure was reported as success"
 

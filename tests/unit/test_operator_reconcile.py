@@ -96,7 +96,7 @@ def test_an_invalid_edit_does_not_stop_a_running_gang() -> None:
     assert scene.status.observed_generation == 2
 
 
-@pytest.mark.parametrize("edit", [{"replicas": {"desired": 3}}, {"template": {"image": "other", "command": ["c"]}}])
+@pytest.mark.parametrize("edit", [{"procsPerNode": 3}, {"template": {"image": "other", "command": ["c"]}}])
 def test_what_pods_are_made_of_is_fixed_while_admitted(edit: dict[str, object]) -> None:
     scene = Scene().run()
     scene.edit(**edit)

@@ -17,7 +17,7 @@ SETTLE = 0.3
 """Seconds between the first failed rank and the killing of its peers, to see how they end."""
 SETTLE_HANG = 3.0
 """After exit 71 the peers are dumping their stacks, too."""
-ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_STOP: 2, Action.STOP: 3}
+ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_HOLD: 2, Action.SAVE_AND_STOP: 3, Action.STOP: 4}
 TERMINATED = 143
 
 
@@ -126,6 +126,8 @@ class Machine:
             return [Start(self.held)]
         if action is Action.SAVE_AND_STOP:
             return self.save_and_stop(now)
+        if action is Action.SAVE_AND_HOLD:
+            return self._save(now) if self.live and self.stopping is None else []
         if action is Action.STOP:
             self.leaving = True
             if self.live:
@@ -152,6 +154,9 @@ class Machine:
         if self.stopping is Stopping.REPLACED:
             self._stop(Stopping.STOPPED)
             return []
+        return self._save(now)
+
+    def _save(self, now: float) -> List[Command]:
         self._stop(Stopping.SAVING, now + (_time_to_save(self.held.grace_seconds) if self.held else 0.0))
         return [AskToStop()]
 
@@ -189,11 +194,18 @@ class Machine:
         if self._pending is not None and not self.leaving:
             return self._adopt()
         self.stopping = None
-        if self.leaving or self.root is None:
+        if self.leaving or (self.root is None and not self._goes_on()):
             return self._end(self._code(None))
         self.state = AgentState.EXITED
         self._failed_at = now
         return []
+
+    def _goes_on(self) -> bool:
+        """Whether ranks that ended without a failure may be started again: the coordinator has said so, or it may be
+        about to, for ranks that save together hear of it through their peers first."""
+        asked = self.held is not None and self.held.action is Action.SAVE_AND_HOLD
+        codes = set(self.codes.values())
+        return ExitCode.SAVED_AND_STOPPED in codes or (asked and codes != {0})
 
     def tick(self, now: float, unheard: float) -> List[Command]:
         """`unheard`: seconds since the coordinator last answered."""
@@ -208,7 +220,7 @@ class Machine:
                 self.root = prefer(self.root, Failure(Cause.UNKNOWN, message, rank=first + min(self.live), exit=-9))
             return [Kill(fast=True)]
         waited = now - self._failed_at if self._failed_at is not None else 0.0
-        if self.exit_code is None and self.root is not None and min(unheard, waited) > self._patience and not self.live:
+        if self.exit_code is None and min(unheard, waited) > self._patience and not self.live:
             return self._end(self._code(None))
         return []
 
