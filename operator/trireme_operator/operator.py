@@ -65,7 +65,12 @@ class Operator:
     async def run(self) -> None:
         """Until a signal comes or a part fails; raises what made it fail."""
         images = await self._install_certificate()
-        limits = Limits(progress_seconds=self.options.progress_seconds, gang_seconds=self.options.gang_seconds)
+        limits = Limits(
+            progress_seconds=self.options.progress_seconds,
+            gang_seconds=self.options.gang_seconds,
+            shrink_seconds=self.options.shrink_seconds,
+            snooze_seconds=self.options.snooze_seconds,
+        )
         self.controller = Controller(
             self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written
         )

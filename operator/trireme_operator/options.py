@@ -44,6 +44,8 @@ class Options:
     resync_seconds: float
     progress_seconds: float
     gang_seconds: float
+    shrink_seconds: float
+    snooze_seconds: float
     log_format: str
     log_level: str
 
@@ -84,6 +86,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     option("--resync-seconds", "TRIREME_RESYNC_SECONDS", "60", "between LISTs that put the view right")
     option("--progress-seconds", "TRIREME_PROGRESS_SECONDS", "5", "between status writes that only carry figures")
     option("--gang-seconds", "TRIREME_GANG_SECONDS", "120", "a gang not wholly placed by then queues again")
+    option("--shrink-seconds", "TRIREME_SHRINK_SECONDS", "10", "an elastic gang waits so long for a pod to find a node")
+    option("--snooze-seconds", "TRIREME_SNOOZE_SECONDS", "60", "from a shrink until the gang may grow; doubles")
     option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json")
     option("--log-level", "TRIREME_LOG_LEVEL", "info", "debug, info, warning or error")
     given = parser.parse_args(list(arguments))
@@ -109,6 +113,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         resync_seconds=_number("--resync-seconds", given.resync_seconds, 1, 3600),
         progress_seconds=_number("--progress-seconds", given.progress_seconds, 0, 3600),
         gang_seconds=_number("--gang-seconds", given.gang_seconds, 1, 86_400),
+        shrink_seconds=_number("--shrink-seconds", given.shrink_seconds, 0, 86_400),
+        snooze_seconds=_number("--snooze-seconds", given.snooze_seconds, 1, 3600),
         log_format=_one_of("--log-format", given.log_format, ("text", "json")),
         log_level=_one_of("--log-level", given.log_level, ("debug", "info", "warning", "error")),
     )

@@ -84,7 +84,7 @@ def _scale_down(draft: Draft) -> bool:
     size, desired = len(draft.found), draft.spec.replicas.desired
     if desired >= size:
         return False
-    _ask(draft, desired, "ScalingDown", f"from {size} to {desired} nodes as spec.replicas asks")
+    _ask(draft, desired, "ScalingDown", f"spec.replicas asks for {desired} nodes of the {size}")
     return True
 
 
@@ -97,7 +97,7 @@ def _grow(draft: Draft) -> bool:
         return False
     if _too_early(draft):
         return False
-    _ask(draft, goal, "Growing", f"from {size} to {goal} nodes: {len(ready)} more are ready")
+    _ask(draft, goal, "Growing", f"{goal - size} more pods are ready for a gang of {goal}")
     return True
 
 
@@ -181,7 +181,7 @@ def _shrink(draft: Draft) -> bool:
         reason = f"{len(homeless)} of {before} pods found no node" + (f" ({why})" if why else "")
         _begin(draft, cast, before, reason, "Shrunk")
     else:
-        _begin(draft, cast, before, f"from {before} to {size} nodes as spec.replicas asks", "ScaledDown")
+        _begin(draft, cast, before, f"spec.replicas asks for {size} nodes", "ScaledDown")
     return True
 
 
@@ -196,7 +196,7 @@ def _note_shrink(draft: Draft) -> None:
     chosen, window = draft.status.sizing, draft.spec.failure_policy.window_seconds
     recent = [at for at in chosen.shrunk_at if draft.now - (seconds(at) or 0.0) < window]
     chosen.shrunk_at = [*recent[-15:], stamp(draft.now)]
-    chosen.not_before = stamp(draft.now + sizing.snooze(len(chosen.shrunk_at)))
+    chosen.not_before = stamp(draft.now + sizing.snooze(len(chosen.shrunk_at), draft.seen.limits.snooze_seconds))
 
 
 def _begin(draft: Draft, cast: Cast, before: int, why: str, reason: str) -> None:
@@ -205,7 +205,7 @@ def _begin(draft: Draft, cast: Cast, before: int, why: str, reason: str) -> None
     status.slots = cast.slots
     status.sizing.reason = why
     at = f" from step {status.resume_from.step}" if status.resume_from else ""
-    change = f"from {before} to {cast.size} nodes" if cast.size != before else f"again on {before} nodes"
+    change = f"with {cast.size} nodes instead of {before}" if cast.size != before else f"again with {before} nodes"
     message = f"attempt {status.attempt} starts {change}{at}: {why}"
     recent = status.restarts.recent
     if status.phase == Phase.RECOVERING and recent and recent[-1].attempt == status.attempt - 1:
@@ -261,7 +261,7 @@ def _still_wanted(draft: Draft, place: Place) -> bool:
     if now < until:
         draft.wake_at(until)
         return True
-    wait = sizing.snooze(len(status.sizing.shrunk_at) + 1)
+    wait = sizing.snooze(len(status.sizing.shrunk_at) + 1, draft.seen.limits.snooze_seconds)
     status.sizing.not_before = stamp(now + wait)
     draft.note("NoRoom", f"a spare pod found no node; asked for again in {duration(wait)}", warning=True)
     return False

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from trireme_api.job import Slot
 from trireme_api.replicas import Replicas
 
-SNOOZE_SECONDS = 60.0
-"""From a shrink to the first try to grow; doubled with each further shrink within the failure window."""
 MAX_SNOOZE_SECONDS = 3600.0
 
 
@@ -38,9 +36,9 @@ def surplus(replicas: Replicas, ranked: int, spares: int) -> int:
     return max(0, spares - replicas.spares - max(0, replicas.desired - ranked))
 
 
-def snooze(shrinks: int) -> float:
-    """Seconds not to grow after the n-th shrink within the window."""
-    return min(MAX_SNOOZE_SECONDS, SNOOZE_SECONDS * 2.0 ** min(max(0, shrinks - 1), 10))
+def snooze(shrinks: int, first: float) -> float:
+    """Seconds not to grow after the n-th shrink within the window: `first`, then twice as long each time."""
+    return min(MAX_SNOOZE_SECONDS, first * 2.0 ** min(max(0, shrinks - 1), 10))
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,8 @@ class Limits:
     """A gang that is not wholly placed within this time gives its nodes back and queues again."""
     shrink_seconds: float = 10.0
     """A pod of a gang that may shrink has so long to find a node."""
+    snooze_seconds: float = 60.0
+    """From a shrink to the first try to grow; doubled with each further shrink within the failure window."""
     progress_seconds: float = 5.0
     """Between status writes that only carry progress."""
     soon_seconds: float = 0.3

@@ -266,6 +266,8 @@ class KubeletStandIn:
         return base + (f"/{sub}" if sub else "")
 
     def _bind(self, pod: Json) -> None:
+        if not self.nodes:
+            return  # no room anywhere
         self._turn += 1
         node = self.nodes[self._turn % len(self.nodes)]
         body = {

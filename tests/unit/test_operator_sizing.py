@@ -269,7 +269,7 @@ def test_it_grows_back_after_a_pause_by_spares_that_are_ready_first() -> None:
     scene.admission = Verdict(True, "Room", "", 1)
     scene.settle()
     assert len(scene.status.slots) == 2, "not at once: the node may flap"
-    scene.now += sizing.SNOOZE_SECONDS
+    scene.now += scene.limits.snooze_seconds
     hear(scene)
     scene.settle()
     assert shape(scene) == [(0, 1, False), (2, 1, False), (1, 3, True)]
@@ -297,12 +297,12 @@ def test_it_grows_back_after_a_pause_by_spares_that_are_ready_first() -> None:
 
 
 def test_each_further_shrink_waits_longer_before_it_grows() -> None:
-    assert [sizing.snooze(n) for n in (1, 2, 3, 99)] == [60.0, 120.0, 240.0, 3600.0]
+    assert [sizing.snooze(n, 60.0) for n in (1, 2, 3, 99)] == [60.0, 120.0, 240.0, 3600.0]
 
 
 def test_growth_that_finds_no_place_disturbs_nobody_and_is_tried_again_later() -> None:
     scene = shrunk()
-    scene.now += sizing.SNOOZE_SECONDS
+    scene.now += scene.limits.snooze_seconds
     hear(scene)
     scene.admission = Verdict(True, "Room", "", 1)
     scene.settle()
