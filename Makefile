@@ -56,6 +56,14 @@ demo: venv ## train OPT-8M on the local cluster, kill a rank, watch it continue 
 bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever device is here
 	@$(PY) benchmarks/train/compare.py $(ARGS)
 
+.PHONY: chaos chaos-local
+N ?= 5
+chaos: venv ## break a job on the local cluster in every way, N=5 times each; table in docs/chaos.md
+	@$(PY) tests/chaos/run.py cluster --n $(N) $(ARGS)
+
+chaos-local: venv ## the same with local processes instead of containers: faster, some faults fewer
+	@$(PY) tests/chaos/run.py local --n $(N) $(ARGS)
+
 .PHONY: docs
 docs: venv ## regenerate what is generated: the CRD and the API reference
 	@$(PY) -m trireme_api.crd

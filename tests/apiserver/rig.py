@@ -23,6 +23,7 @@ from typing import Any
 
 from localcluster.api import Api
 from localcluster.apiserver import free_ports
+from trireme_agent.processes import descendants
 from trireme_api.job import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,16 +236,26 @@ class KubeletStandIn:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(10)
-        for process in self.processes.values():
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(5)
+        self._end_all_but(set())
+
+    def _end_all_but(self, known: set[str]) -> None:
+        """A pod that the API server no longer knows must not run: all of it is killed, as with its namespace."""
+        for uid, process in self.processes.items():
+            if uid not in known and process.poll() is None:
+                ranks = descendants(process.pid)
+                process.kill()
+                for pid in ranks:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait(5)
 
     def _loop(self) -> None:
         while not self._stop.wait(self.pause):
             try:
-                for pod in self.world.pods():
+                pods = self.world.pods()
+                for pod in pods:
                     self._look(pod)
+                self._end_all_but({pod["metadata"]["uid"] for pod in pods})
             except (OSError, ValueError) as error:
                 self.errors.append(str(error))
 
