@@ -211,14 +211,25 @@ def agent_of(pod: Json) -> int:
 
 
 def rank_of(pod: Json) -> int:
-    """Process id of a pod's first rank: started by the agent, with a RANK, of the newest attempt."""
-    found = of_pod(pod["metadata"]["uid"])
+    """Process id of a pod's first rank. A warm standby is a child of the agent, too, and was started with no RANK, as
+    was a rank that had been one; but who trains has connections to its peers, and who waits has none."""
     agent = agent_of(pod)
-    ranks = [(variables.get("LOCAL_RANK", ""), pid) for pid, variables in found.items()
-             if "RANK" in variables and parent(pid) == agent]  # fmt: skip
+    ranks = [pid for pid in of_pod(pod["metadata"]["uid"]) if parent(pid) == agent and connected(pid)]
     if not ranks:
         raise Broken(f"no rank runs in pod {pod['metadata']['name']}")
-    return min(ranks)[1]
+    return min(ranks)
+
+
+def connected(pid: int) -> bool:
+    folder = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{name}").startswith("socket:"):
+                    return True
+    except OSError:
+        pass
+    return False
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> float:

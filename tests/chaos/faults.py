@@ -258,6 +258,50 @@ def rank_slow(scene: Scene) -> float:
     return at
 
 
+def kubelet_stopped(scene: Scene) -> float:
+    """For half a minute, less than Kubernetes' own 40 s of grace: containers run on, and so must training."""
+    arena: Any = scene.job.arena
+    _, number = arena.slot_away_from_operator(scene.job.name)
+    scene.undo.append(lambda: arena.cluster.start_process(f"kubelet-{number}"))
+    at = time.time()
+    arena.cluster.stop_process(f"kubelet-{number}")
+    time.sleep(min(30.0, scene.away_seconds))
+    scene.heal()
+    return at
+
+
+def node_gone(scene: Scene) -> float:
+    """containerd, its shims, the containers, the kubelet: all killed at once. The node comes back afterwards."""
+    arena: Any = scene.job.arena
+    slot, number = arena.slot_away_from_operator(scene.job.name)
+    scene.facts["slot"] = slot
+    scene.undo.append(lambda: arena.cluster.start_node(number))
+    at = time.time()
+    arena.cluster.stop_node(number)
+    return at
+
+
+def cable_pulled(scene: Scene) -> float:
+    """The node's only network interface goes down: its ranks live on as zombies. Plugged in again afterwards, they
+    must end and must not have written anything."""
+    arena: Any = scene.job.arena
+    slot, number = arena.slot_away_from_operator(scene.job.name)
+    pod = scene.job.pod(slot)
+    scene.facts["slot"] = slot
+
+    def plug() -> None:
+        at = time.time()
+        arena.cluster.set_link(number, True)
+        uid = pod["metadata"]["uid"]
+        arenas.wait_until("the zombie pod's processes end", lambda: not arenas.of_pod(uid), 120)
+        scene.facts["zombieEndedAfterSeconds"] = round(time.time() - at, 3)
+
+    scene.undo.append(plug)
+    at = time.time()
+    arena.cluster.set_link(number, False)
+    return at
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault("rank-sigkill", "SIGKILL to one rank", rank_killed, target=10, detect=2),
     Fault("rank-sigstop", "SIGSTOP to one rank: it hangs", rank_stopped, target=60, detect=15),
@@ -298,6 +342,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "rank-slow", "one rank at a third of its speed for 20 s", rank_slow, kind="pause", attempts=0, restarts=0,
         target=5,
+    ),
+    Fault(
+        "kubelet-stopped", "SIGKILL to a node's kubelet, started again after 30 s", kubelet_stopped, where=("cluster",),
+        kind="pause", attempts=0, restarts=0, target=2,
+    ),
+    Fault(
+        "node-gone", "all processes of a node killed: containerd, shims, containers, kubelet", node_gone,
+        where=("cluster",), target=60, detect=20,
+    ),
+    Fault(
+        "cable-pulled", "a node's network interface down; up again once the gang trains on", cable_pulled,
+        where=("cluster",), target=60, detect=20,
     ),
 )  # fmt: skip
 

@@ -166,6 +166,9 @@ def exact(curve: Curve, since: int = 0) -> tuple[int, float | None]:
     missing = curve.missing()
     if missing:
         raise Broken(f"steps {missing[:5]} were never done")
+    for earlier, later in pairwise(curve.rows):
+        if later.attempt < earlier.attempt:
+            raise Broken(f"attempt {later.attempt} wrote step {later.step} after attempt {earlier.attempt} had begun")
     odd = [row.step for row in late.rows if not math.isfinite(row.loss)]
     if odd:
         raise Broken(f"the loss of step {odd[0]} is no number")

@@ -196,7 +196,9 @@ def open_arena(where: str) -> Iterator[Arena]:
     if where == "cluster":
         from chaos.cluster import ClusterArena
 
-        yield ClusterArena.up()
+        there = ClusterArena.up()
+        prepare(there.claim("corpus") / "debian")
+        yield there
         return
     from chaos.local import LocalArena
 

@@ -74,6 +74,7 @@ def test_phases_of_another_failure_are_not_taken_for_this_one() -> None:
         (log((1, 1, 5.0, 0), (2, 1, 4.0, 1), (2, 2, 4.1, 9)), "differ by 0.1"),
         (log((1, 1, 5.0, 0), (2, 1, 4.0, 1), (4, 2, 3.0, 9)), r"steps \[3\] were never done"),
         (log((1, 1, 5.0, 0)), "no step after attempt 1"),
+        (log((1, 1, 5.0, 0), (2, 2, 4.0, 9), (3, 1, 3.5, 10)), "attempt 1 wrote step 3 after attempt 2"),
     ],
 )
 def test_what_is_not_exact_is_broken(rows: list[str], message: str) -> None:
