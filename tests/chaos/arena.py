@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -106,6 +107,12 @@ class Job:
             with contextlib.suppress(OSError):
                 raise Broken(f"{error}; {self.why()}") from None
             raise
+
+    @staticmethod
+    def heartbeat_time(pid: int) -> float:
+        """Unix seconds by the clock of that rank, as its newest heartbeat has them."""
+        folder, local = environment(pid)["TRIREME_HEARTBEAT_DIR"], environment(pid).get("LOCAL_RANK", "0")
+        return float(json.loads(Path(f"{folder}/rank-{local}.json").read_text())["time"])
 
     def committed(self) -> int:
         """Step of the newest committed checkpoint on disk."""

@@ -258,6 +258,24 @@ def rank_slow(scene: Scene) -> float:
     return at
 
 
+def clock_jumped(scene: Scene) -> float:
+    """The wall clock of one pod (agent and ranks) jumps ten minutes ahead, then ten minutes behind, then is right."""
+    arena: Any = scene.job.arena
+    scene.undo.append(lambda: arena.clock_ahead(1, 0))
+    at = time.time()
+    for seconds in (600, -600):
+        arena.clock_ahead(1, seconds)
+        scene.job.wait_for("heartbeats by that clock", lambda: abs(_ahead(scene.job) - seconds) < 60)  # noqa: B023
+        time.sleep(min(10.0, scene.away_seconds))
+    scene.heal()
+    return at
+
+
+def _ahead(job: Job) -> float:
+    """Seconds that slot 1's newest heartbeat is ahead of the machine's clock."""
+    return job.heartbeat_time(arenas.rank_of(job.pod(1))) - time.time()
+
+
 def kubelet_stopped(scene: Scene) -> float:
     """For half a minute, less than Kubernetes' own 40 s of grace: containers run on, and so must training."""
     arena: Any = scene.job.arena
@@ -342,6 +360,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "rank-slow", "one rank at a third of its speed for 20 s", rank_slow, kind="pause", attempts=0, restarts=0,
         target=5,
+    ),
+    Fault(
+        "clock-jump", "the clock of one pod ten minutes ahead for 10 s, then ten minutes behind", clock_jumped,
+        where=("local",), kind="pause", attempts=0, restarts=0, target=2,
     ),
     Fault(
         "kubelet-stopped", "SIGKILL to a node's kubelet, started again after 30 s", kubelet_stopped, where=("cluster",),

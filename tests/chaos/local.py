@@ -4,10 +4,13 @@ for. Everything lies in one folder and ends with the run."""
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import struct
 import subprocess
 import threading
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from chaos.arena import Json, wait_until
 NODES = ("node-a", "node-b", "node-c")
 ROOM = {"cpu": "64", "memory": "256Gi", "pods": "500"}
 DISK_BYTES = 256 * 1024 * 1024
+SLOTS = 64
 
 
 class OperatorKeeper:
@@ -73,6 +77,7 @@ class LocalArena:
             api.request("POST", "/api/v1/namespaces/chaos/serviceaccounts", account)
             self.world = World(api, self.server.kubeconfig, "chaos")
             wait_until("the TrainingJob resource is served", self._served, 30)
+            self.clocks = stack.enter_context(clocks(self.folder))
             self.disk = stack.enter_context(disk(self.folder / "pvc" / "checkpoints"))
             stack.enter_context(KubeletStandIn(self.world, self.folder, list(NODES), run=True))
             operator = OperatorProcess(self.world, self.folder)
@@ -149,9 +154,15 @@ class LocalArena:
     def storage_size(self, name: str) -> int:
         return DISK_BYTES
 
+    def clock_ahead(self, slot: int, seconds: int) -> None:
+        """The wall clock of all processes in a slot's pods is so far ahead of the machine's from now on."""
+        with self.clocks.open("r+b") as file:
+            file.seek(8 * slot)
+            file.write(struct.pack("q", seconds))
+
 
 @contextlib.contextmanager
-def disk(path: Path) -> Any:
+def disk(path: Path) -> Iterator[Path]:
     """A small file system of its own, so that it can be filled without harm to anything else. Needs root."""
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "trireme-chaos", str(path)], check=True)
@@ -159,3 +170,21 @@ def disk(path: Path) -> Any:
         yield path
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=False)
+
+
+@contextlib.contextmanager
+def clocks(folder: Path) -> Iterator[Path]:
+    """The file that `clock.c` reads; every process started from now on has that library preloaded. Needs gcc."""
+    path, library = folder / "clocks", folder / "clock.so"
+    path.write_bytes(bytes(8 * SLOTS))
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    before = {name: os.environ.get(name) for name in ("LD_PRELOAD", "CHAOS_CLOCKS")}
+    os.environ |= {"LD_PRELOAD": str(library), "CHAOS_CLOCKS": str(path)}
+    try:
+        yield path
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
