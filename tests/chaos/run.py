@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -226,6 +227,8 @@ def main() -> int:
     if os.geteuid():
         say("the chaos suite needs root: it mounts a small disk, and reads and signals processes of pods")
         return 1
+    # Everything that was started ends with the run, also when it is stopped from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with open_arena(options.where) as arena:
         say("undisturbed: what every other run must reproduce")
         losses = undisturbed(arena)
