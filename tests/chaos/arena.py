@@ -116,8 +116,11 @@ class Job:
 
     def committed(self) -> int:
         """Step of the newest committed checkpoint on disk."""
-        found = [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????")]
-        return max(found, default=0)
+        return max(self.checkpoints(), default=0)
+
+    def checkpoints(self) -> list[int]:
+        """Steps of all committed checkpoints on disk."""
+        return [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????")]
 
     def steady(self, beyond: int = 5) -> None:
         """Waits until all ranks run, this attempt has done steps, and some steps lie beyond a checkpoint it could

@@ -168,6 +168,7 @@ def api_server_away(scene: Scene) -> float:
 def shard_corrupted(scene: Scene) -> float:
     """Two bytes of the newest checkpoint's largest shard are flipped, then a rank is killed."""
     job = scene.job
+    job.wait_for("two checkpoints to choose from", lambda: len(job.checkpoints()) > 1)
     saved = job.committed()
     newest = job.folder / f"step-{saved:08d}"
     shard = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
