@@ -89,6 +89,8 @@ class TrainingJobSpec(Spec):
             raise ValueError("give a recipe, or your own script as template.image and template.command")
         if self.recipe is not None and (self.template.command or self.template.args):
             raise ValueError("template.command and template.args are for your own script; with a recipe leave them out")
+        if self.recipe is None and self.checkpoint is not None and self.checkpoint.memory is not None:
+            raise ValueError("checkpoint.memory is the trainer's; with your own script leave it out")
         if self.recipe is not None and self.checkpoint is None:
             raise ValueError("checkpoint.uri is required with a recipe, or a failure would cost the whole run")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from trireme_api.families import parameters, resolve
 from trireme_api.job import TrainingJobSpec
 from trireme_api.quantity import parse_quantity
 
@@ -13,8 +14,10 @@ AGENT_FILE = f"{AGENT_DIR}/agent.pyz"
 RUN_DIR = "/run/trireme"
 """Heartbeats and the stop file; memory-backed."""
 LOG_DIR = "/var/log/trireme"
+MEMORY_DIR = "/run/trireme-memory"
+"""Shards of the tier in memory; outlives the ranks."""
 TOKEN_DIR = "/var/run/secrets/trireme"
-RESERVED_MOUNTS = (AGENT_DIR, RUN_DIR, LOG_DIR, TOKEN_DIR, "/mnt/pvc", "/dev", "/tmp", "/proc", "/sys")
+RESERVED_MOUNTS = (AGENT_DIR, RUN_DIR, MEMORY_DIR, LOG_DIR, TOKEN_DIR, "/mnt/pvc", "/dev", "/tmp", "/proc", "/sys")
 
 PVC_SCHEME = "pvc://"
 _CLAIM = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
@@ -75,3 +78,27 @@ def gpus(spec: TrainingJobSpec) -> int:
 def procs_per_node(spec: TrainingJobSpec) -> int:
     """Ranks per pod: as said, or one per GPU, or one."""
     return spec.procs_per_node if isinstance(spec.procs_per_node, int) else max(1, gpus(spec))
+
+
+BYTES_PER_PARAMETER = 12
+"""Of the training state: the fp32 master weight and AdamW's two moments."""
+
+
+def memory_limit(spec: TrainingJobSpec) -> str | None:
+    """Size limit of the memory that a pod's shards may take, as a quantity; None: the job keeps none there.
+
+    Left out by the user: twice (the set in force and the one being written) this node's share of the state, for its own
+    shards and each copy it keeps for other nodes, with a tenth and 64 MiB to spare.
+    """
+    memory = spec.checkpoint.memory if spec.checkpoint is not None else None
+    if memory is None or spec.recipe is None:
+        return None
+    if memory.size is not None:
+        return memory.size
+    # At the smallest size the gang may have: a pod's volumes do not change while it lives.
+    nodes, ranks = spec.replicas.least, procs_per_node(spec)
+    plan = spec.recipe.parallelism
+    shard_ranks = (plan.shard_size or ranks) if plan.shard == "hybrid" else nodes * ranks
+    total = parameters(resolve(spec.recipe.model)).total * BYTES_PER_PARAMETER
+    held = total * ranks / shard_ranks * (1 + min(memory.replicas, spec.replicas.desired - 1))
+    return f"{int(held * 2 * 1.1 / 2**20) + 64}Mi"

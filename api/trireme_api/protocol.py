@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Dict, List, Optional
 
+from trireme_api.shards import MemoryShards as MemoryShards
+from trireme_api.shards import by_set as by_set
+from trireme_api.shards import newest_whole as newest_whole
+from trireme_api.shards import parse_shard as parse_shard
 from trireme_api.wire import Message
 from trireme_api.wire import ProtocolError as ProtocolError
 from trireme_api.wire import clean_text as clean_text
@@ -46,6 +50,12 @@ class Env:
     """The job's `spec.checkpoint` as JSON text (uri, everySteps, keep)."""
     RESUME = "TRIREME_RESUME"
     """JSON {step, path}: the newest checkpoint the control plane knows of; a hint, the trainer looks itself."""
+    MEMORY_DIR = "TRIREME_MEMORY_DIR"
+    """Folder in memory that outlives a rank, not the pod: where `checkpoint.memory` keeps shards."""
+    FAILURES = "TRIREME_FAILURES"
+    """JSON {count, seconds}: failures of this job so far and how long it has run, for `checkpoint.everySteps: auto`."""
+    RESUME_MEMORY = "TRIREME_RESUME_MEMORY"
+    """JSON {step, path}: the newest set of shards that the pods reported in memory; ranks verify and decide."""
     HEARTBEAT_DIR = "TRIREME_HEARTBEAT_DIR"
     STOP_FILE = "TRIREME_STOP_FILE"
     """When this file exists, ranks agree on a step, save, and exit 75 (same meaning as SIGTERM)."""
@@ -209,6 +219,14 @@ class CheckpointRef(Message):
 
 
 @dataclass
+class FailureCount(Message):
+    """What a job has been through so far."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Failure(Message):
     cause: Cause
     message: str
@@ -257,6 +275,8 @@ class Report(Message):
     ranks: List[RankReport] = field(default_factory=list)
     progress: Optional[Progress] = None
     checkpoint: Optional[CheckpointRef] = None
+    memory: List[MemoryShards] = field(default_factory=list)
+    """Checkpoint shards that this pod held in memory when it came to the barrier of this attempt, newest first."""
     energy: Dict[str, EnergyReading] = field(default_factory=dict)
     """By component: gpu, cpu, dram."""
     failure: Optional[Failure] = None
@@ -277,6 +297,10 @@ class Assignment(Message):
     master_address: str = ""
     master_port: int = 0
     resume: Optional[CheckpointRef] = None
+    memory: Optional[CheckpointRef] = None
+    """The newest set of shards that the pods together hold in memory, when it is as new as `resume` or newer."""
+    failures: Optional[FailureCount] = None
+    """Before this attempt."""
     grace_seconds: float = 60.0
     """How long ranks may take to save and stop before they are killed."""
     spare: bool = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from trireme_api.quantity import parse_quantity
 from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
 
 
@@ -125,11 +126,31 @@ class Recipe(Spec):
         return max(1, -(-int(self.until.tokens) // self.batch.tokens))
 
 
+class MemorySpec(Spec):
+    """Shards kept in the pods' memory between checkpoints: a restart that reads no storage."""
+
+    every_steps: PositiveInt = 10
+    replicas: int = Field(default=1, ge=0, le=3)
+    """Copies on other nodes: 0 survives the end of a process, 1 also the loss of any one pod."""
+    size: str | None = Field(default=None, max_length=32)
+    """Most memory one pod may take for it, as a quantity (8Gi); left out: what the model needs. It counts towards the
+    pod's memory limit."""
+
+    @field_validator("size")
+    @classmethod
+    def _quantity(cls, size: str | None) -> str | None:
+        if size is not None and parse_quantity(size) <= 0:
+            raise ValueError("must be above 0, e.g. 8Gi")
+        return size
+
+
 class CheckpointSpec(Spec):
     """Beside the recipe, because your own script can use it too."""
 
     uri: str = Field(min_length=1, max_length=1024)
     """Where checkpoints go: pvc://claim/dir or any fsspec URL (a local path under `trireme run`)."""
-    every_steps: PositiveInt = 500
+    every_steps: PositiveInt | Literal["auto"] = 500
+    """auto: Young's interval √(2 · cost of a save · mean time between failures), from what both are measured to be."""
+    memory: MemorySpec | None = None
     keep: PositiveInt = 3
     """Committed checkpoints kept; older ones are removed only after a newer one is committed."""

@@ -139,6 +139,7 @@ def _plan(
         Env.NODE: "local",
         Env.PROCS_PER_NODE: str(options.nproc),
         Env.HEARTBEAT_DIR: str(Path(scratch.name) / "run"),
+        Env.MEMORY_DIR: str(Path(scratch.name) / "memory"),
         Env.LOG_DIR: str(directory / "logs"),
         Env.PVC_ROOT: str(pvc_root),
         Env.TERMINATION_LOG: str(Path(scratch.name) / "termination-log"),

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trireme_api.job import Phase
+from trireme_api.job import Phase, TrainingJobSpec, TrainingJobStatus
 from trireme_api.layout import procs_per_node
-from trireme_api.protocol import Action, AgentState, Assignment, CheckpointRef, master_port
+from trireme_api.protocol import (
+    Action,
+    AgentState,
+    Assignment,
+    CheckpointRef,
+    FailureCount,
+    master_port,
+    newest_whole,
+)
 
+from trireme_operator.clock import seconds
 from trireme_operator.frozen import effective
 from trireme_operator.gang import HOLDING, Place
 from trireme_operator.views import Job
@@ -31,6 +40,24 @@ def barrier_passed(found: Sequence[Place], attempt: int) -> bool:
     )
 
 
+def newest_in_memory(
+    status: TrainingJobStatus, spec: TrainingJobSpec | None, found: Sequence[Place]
+) -> CheckpointRef | None:
+    """The newest set of shards that the pods at or past the barrier together hold, unless storage has a newer one.
+
+    An agent repeats for the whole attempt what it held at the barrier, so the answer does not change afterwards.
+    """
+    if spec is None or spec.checkpoint is None or spec.checkpoint.memory is None:
+        return None
+    ranked = [place for place in found if not place.slot.spare]
+    reports = [p.heard.report for p in ranked if p.heard is not None and p.heard.report.attempt == status.attempt]
+    parts = (part for report in reports for part in report.memory)
+    best = newest_whole(parts, len(ranked) * procs_per_node(spec))
+    if best is None or (status.resume_from is not None and status.resume_from.step > best.step):
+        return None
+    return CheckpointRef(step=best.step, path=f"memory of attempt {best.attempt}")
+
+
 class Crew:
     """The gang as its agents are told of it, from one reading of status and reports."""
 
@@ -43,6 +70,7 @@ class Crew:
         self._passed = barrier_passed(self._ranked, job.status.attempt)
         first = self._ranked[0].pod if self._ranked else None
         self._master = first.ip if first is not None else ""
+        self._memory = newest_in_memory(job.status, self._spec, found) if self._passed else None
 
     @property
     def key(self) -> object:
@@ -50,7 +78,7 @@ class Crew:
         members = tuple((uid, place.slot.index, place.slot.pod_uid) for uid, place in self._by_uid.items())
         status, ranks = self.job.status, tuple(self._node_ranks.items())
         saves = status.sizing.target is not None
-        known = status.phase, status.attempt, saves, self._passed, self._master
+        known = status.phase, status.attempt, saves, self._passed, self._master, str(self._memory)
         return self.job.uid, self.job.deleting, known, ranks, members
 
     def assignment(self, pod_uid: str) -> Assignment:
@@ -78,5 +106,17 @@ class Crew:
             master_port=master_port(status.attempt),
             spare=place.slot.spare,
             resume=CheckpointRef(step=resume.step, path=resume.path) if resume else None,
+            memory=self._memory,
+            failures=self._failures(),
             grace_seconds=float(spec.template.termination_grace_period_seconds),
         )
+
+    def _failures(self) -> FailureCount | None:
+        """For `checkpoint.everySteps: auto`; the same for the whole attempt."""
+        status, spec = self.job.status, self._spec
+        if spec is None or spec.checkpoint is None or spec.checkpoint.every_steps != "auto":
+            return None
+        admitted, began = seconds(status.admitted_at), seconds(status.attempt_started_at)
+        ran = began - admitted - status.suspended_seconds if admitted is not None and began is not None else 0.0
+        restarts = status.restarts
+        return FailureCount(restarts.process + restarts.pod + restarts.gang, round(max(0.0, ran), 1))

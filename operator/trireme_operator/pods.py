@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from trireme_api.job import API_VERSION, KIND, Slot, TrainingJobSpec, pod_name
-from trireme_api.layout import AGENT_DIR, AGENT_FILE, LOG_DIR, RUN_DIR, TOKEN_DIR, claims, procs_per_node
+from trireme_api.layout import (
+    AGENT_DIR,
+    AGENT_FILE,
+    LOG_DIR,
+    MEMORY_DIR,
+    RUN_DIR,
+    TOKEN_DIR,
+    claims,
+    memory_limit,
+    procs_per_node,
+)
 from trireme_api.protocol import AGENT_METRICS_PORT, PVC_ROOT, TOKEN_AUDIENCE, TRAINER_METRICS_PORT, Env
 from trireme_api.template import PodTemplate, as_plain
 
@@ -169,6 +179,8 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.METRICS_PORT: str(TRAINER_METRICS_PORT),
         Env.AGENT_METRICS_PORT: str(AGENT_METRICS_PORT),
     }
+    if memory_limit(spec):
+        ours[Env.MEMORY_DIR] = MEMORY_DIR
     if spec.recipe is not None:
         ours[Env.AGENT_WARM_START] = "1" if spec.run_policy.warm_start else "0"
         ours[Env.RECIPE] = _json(spec.recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -191,6 +203,7 @@ def _json(data: Any) -> str:
 
 
 def _volumes(spec: TrainingJobSpec) -> list[dict[str, Any]]:
+    limit = memory_limit(spec)
     shm: dict[str, Any] = {"medium": "Memory"}
     if spec.template.shared_memory is not None:
         shm["sizeLimit"] = spec.template.shared_memory
@@ -202,6 +215,7 @@ def _volumes(spec: TrainingJobSpec) -> list[dict[str, Any]]:
     volumes += [
         {"name": "trireme-agent", "emptyDir": {}},
         {"name": "trireme-run", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+        *([{"name": "trireme-memory", "emptyDir": {"medium": "Memory", "sizeLimit": limit}}] if limit else []),
         {"name": "trireme-logs", "emptyDir": {}},
         {"name": "trireme-tmp", "emptyDir": {}},
         {"name": "trireme-shm", "emptyDir": shm},
@@ -217,6 +231,7 @@ def _mounts(spec: TrainingJobSpec) -> list[dict[str, Any]]:
     mounts += [
         {"name": "trireme-agent", "mountPath": AGENT_DIR, "readOnly": True},
         {"name": "trireme-run", "mountPath": RUN_DIR},
+        *([{"name": "trireme-memory", "mountPath": MEMORY_DIR}] if memory_limit(spec) else []),
         {"name": "trireme-logs", "mountPath": LOG_DIR},
         {"name": "trireme-tmp", "mountPath": "/tmp"},
         {"name": "trireme-shm", "mountPath": "/dev/shm"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trireme_api.job import Phase
 from trireme_api.protocol import AgentState
 
+from trireme_operator.assignments import newest_in_memory
 from trireme_operator.clock import seconds
 from trireme_operator.draft import Draft
 
@@ -13,7 +14,9 @@ def starting(draft: Draft) -> None:
     status = draft.status
     if draft.found and all(place.says(status.attempt, AgentState.RUNNING) for place in draft.found):
         _recovery_times(draft)
+        kept = newest_in_memory(status, draft.spec, draft.found)
         at = f" from step {status.resume_from.step}" if status.resume_from else ""
+        at = f" from step {kept.step} in {kept.path}" if kept else at
         draft.enter(Phase.RUNNING, "AllRanksRun", f"attempt {status.attempt} runs on {len(draft.found)} nodes{at}")
         draft.note("Running", f"all ranks of attempt {status.attempt} run{at}")
         return

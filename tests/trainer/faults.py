@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import signal
+import sys
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from trireme_trainer.checkpoint import MemoryFolder, MemoryTier
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.optim import Optimizer
+from trireme_trainer.saving import Saver
 
 
 def nan_in_step_3(rank: int) -> None:
@@ -39,3 +46,58 @@ def nan_from_step_3(rank: int) -> None:
         return value * float("nan") if len(calls) > 6 else value
 
     CausalLM.__call__ = loss  # type: ignore[method-assign]
+
+
+def watch_storage(rank: int) -> None:
+    """Notes each file of a committed checkpoint in storage that this rank opens until it has resumed.
+
+    Retention reads manifests later, after a save: that is none of a restart's business.
+    """
+    notes = os.path.join(os.environ["TRIREME_LOG_DIR"], f"storage-reads-{rank}")
+    target = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def opened(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], str) or resumed:
+            return
+        if re.search(r"/checkpoints/step-\d+/", arguments[0]):
+            os.write(target, arguments[0].encode() + b"\n")
+
+    plain, resumed = Saver.resume, []
+
+    def resume(self: Saver, reporter: Any) -> int:
+        done = plain(self, reporter)
+        resumed.append(done)
+        return done
+
+    Saver.resume = resume  # type: ignore[method-assign]
+    sys.addaudithook(opened)
+
+
+def die_in_memory_save(rank: int) -> None:
+    """Rank 1 ends with SIGKILL at stage $DIE_AT of its third save in memory."""
+    if rank != 1:
+        return
+    plain = MemoryTier.__init__
+
+    def init(self: MemoryTier, *arguments: Any, **named: Any) -> None:
+        seen: list[str] = []
+
+        def on_stage(stage: str) -> None:
+            seen.append(stage)
+            if stage == os.environ["DIE_AT"] and seen.count(stage) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        plain(self, *arguments, **named, on_stage=on_stage)
+
+    MemoryTier.__init__ = init  # type: ignore[method-assign]
+
+
+def memory_is_full_on_rank_1(rank: int) -> None:
+    """As tmpfs says it when its size limit is reached."""
+    if rank != 1:
+        return
+
+    def full(self: MemoryFolder, key: str, size: int) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    MemoryFolder.draft = full  # type: ignore[method-assign]

@@ -64,9 +64,13 @@ class Gang:
     recipe: dict[str, Any]
     world: int = 1
     attempt: int = 1
-    every: int = 3
+    every: int | str = 3
     keep: int = 3
     checkpoint: bool = True
+    memory: dict[str, Any] | None = None
+    """`checkpoint.memory`; each node then has a folder of its own, see `pod_memory`."""
+    per_node: int = 0
+    """Ranks of one pod; 0: all of them."""
     fault: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     ranks: list[ForkServerProcess] = field(default_factory=list)
@@ -79,20 +83,32 @@ class Gang:
     def work(self) -> Path:
         return self.root / f"attempt-{self.attempt}"
 
+    def node(self, rank: int) -> int:
+        return rank // (self.per_node or self.world)
+
+    def pod_memory(self, node: int) -> Path:
+        """What a pod keeps in memory: outlives the ranks; a test that removes it has lost the pod."""
+        return self.root / "memory" / f"node-{node}"
+
+    def beats(self, rank: int) -> Path:
+        return self.work / (f"heartbeats-{self.node(rank)}" if self.node(rank) else "heartbeats")
+
     def start(self) -> Gang:
         self.work.mkdir(parents=True)
         port = free_port()
+        per_node = self.per_node or self.world
         for rank in range(self.world):
             env = {
                 Env.RANK: str(rank),
-                Env.LOCAL_RANK: str(rank),
+                Env.LOCAL_RANK: str(rank % per_node),
                 Env.WORLD_SIZE: str(self.world),
-                Env.LOCAL_WORLD_SIZE: str(self.world),
+                Env.LOCAL_WORLD_SIZE: str(per_node),
+                Env.MEMORY_DIR: str(self.pod_memory(self.node(rank))),
                 Env.MASTER_ADDR: "127.0.0.1",
                 Env.MASTER_PORT: str(port),
                 Env.ATTEMPT: str(self.attempt),
                 Env.RECIPE: json.dumps(self.recipe),
-                Env.HEARTBEAT_DIR: str(self.work / "heartbeats"),
+                Env.HEARTBEAT_DIR: str(self.beats(rank)),
                 Env.STOP_FILE: str(self.work / "stop"),
                 Env.LOG_DIR: str(self.work),
                 Env.COMPILE_BACKEND: "aot_eager",
@@ -104,6 +120,7 @@ class Gang:
             if self.checkpoint:
                 env[Env.CHECKPOINT] = json.dumps(
                     {"uri": str(self.checkpoints), "everySteps": self.every, "keep": self.keep}
+                    | ({"memory": self.memory} if self.memory is not None else {})
                 )
             process = _server.Process(target=run_rank, args=(env, str(self.work / f"rank-{rank}.log"), self.fault))
             process.start()
@@ -137,7 +154,8 @@ class Gang:
 
     def heartbeat(self, rank: int = 0) -> Heartbeat | None:
         try:
-            return Heartbeat.from_json(json.loads((self.work / "heartbeats" / heartbeat_name(rank)).read_text()))
+            name = heartbeat_name(rank % (self.per_node or self.world))
+            return Heartbeat.from_json(json.loads((self.beats(rank) / name).read_text()))
         except FileNotFoundError:
             return None
 

@@ -11,10 +11,10 @@ import socket
 import time
 from typing import Deque, Dict, List, Optional, Sequence
 
-from trireme_api.protocol import Assignment, Cause, Failure, Report
+from trireme_api.protocol import AgentState, Assignment, Cause, Env, Failure, Report
 
 from trireme_agent import processes, termination
-from trireme_agent.attempt import Attempt
+from trireme_agent.attempt import Attempt, held_in_memory
 from trireme_agent.energy import Accountant
 from trireme_agent.link import Link
 from trireme_agent.logs import Stream
@@ -219,6 +219,9 @@ class Agent:
         if attempt is not None:
             pids: Dict[int, int] = self._supervisor.pids if attempt.phases.started else {}
             report.ranks = attempt.rank_reports(pids)
+            if machine.state == AgentState.WAITING:
+                attempt.memory = held_in_memory(self._settings.environment.get(Env.MEMORY_DIR))
+            report.memory = attempt.memory
             report.progress = attempt.heartbeats.progress()
             report.checkpoint = attempt.heartbeats.checkpoint()
             report.phases = attempt.phase_times()

@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Dict, List, Optional
 
-from trireme_api.protocol import Assignment, PhaseTime, RankReport
+from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, by_set, parse_shard
 
 from trireme_agent.cgroup import oom_kills
 from trireme_agent.environment import global_rank, rank_environment
@@ -33,6 +33,8 @@ class Attempt:
         self.stop_file = os.path.join(self.folder, "stop")
         self.heartbeats = Heartbeats(self.folder, assignment.procs_per_node, assignment.attempt)
         self.phases = PhaseTime(assigned=time.time())
+        self.memory: List[MemoryShards] = []
+        """As it was at the barrier: what the ranks of this attempt can resume from."""
         self.exits: Dict[int, RankExit] = {}
         self._logs: Dict[int, RankLog] = {}
         self._oom_before: Optional[int] = None
@@ -141,3 +143,10 @@ def _recorded(path: str) -> Optional[str]:
     return message if isinstance(message, str) else None
 
 
+def held_in_memory(folder: Optional[str]) -> List[MemoryShards]:
+    """Checkpoint shards in this pod's memory by their names alone; whether they are intact, ranks find out."""
+    try:
+        names = os.listdir(folder) if folder else []
+    except OSError:
+        return []
+    return by_set(shard for shard in map(parse_shard, names) if shard is not None)

@@ -71,9 +71,13 @@ def rank_environment(
             "TORCHELASTIC_ERROR_FILE": error_file,
         }
     )
-    env.pop(Env.RESUME, None)
-    if assignment.resume is not None:
-        env[Env.RESUME] = json.dumps(assignment.resume.to_json())
+    told = assignment
+    for name, message in (
+        (Env.RESUME, told.resume), (Env.RESUME_MEMORY, told.memory), (Env.FAILURES, told.failures),
+    ):  # fmt: skip
+        env.pop(name, None)
+        if message is not None:
+            env[name] = json.dumps(message.to_json())
     return env
 
 

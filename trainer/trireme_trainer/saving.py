@@ -11,12 +11,23 @@ from trireme_api.families import ModelConfig
 from trireme_api.protocol import CheckpointRef
 from trireme_api.recipe import CheckpointSpec, Recipe
 
-from trireme_trainer.checkpoint import Checkpointer, CheckpointStore, model_state
+from trireme_trainer.checkpoint import (
+    Checkpointer,
+    CheckpointStore,
+    LoadedCheckpoint,
+    NoUsableCheckpoint,
+    flatten,
+    model_state,
+)
+from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Pace
+from trireme_trainer.checkpoint.tiers import Restored
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.memory_saver import MemorySaver
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, BadRecipe
 from trireme_trainer.parallel.initialise import initialise
+from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
 from trireme_trainer.settings import Settings
 
@@ -29,15 +40,22 @@ class Saver:
     """All checkpointing of one attempt; without a `checkpoint` spec it keeps nothing and every call is a no-op."""
 
     def __init__(
-        self, settings: Settings, config: ModelConfig, mixture: Mixture, model: LanguageModel, optimizer: Optimizer
-    ) -> None:
+        self, settings: Settings, world: World, config: ModelConfig, mixture: Mixture, model: LanguageModel,
+        optimizer: Optimizer,
+    ) -> None:  # fmt: skip
         self._recipe: Recipe = settings.recipe
         self._spec: CheckpointSpec | None = settings.checkpoint
+        self._settings = settings
+        self._world = world
         self._config = config
         self._mixture = mixture
         self._model = model
         self._optimizer = optimizer
         self._announced = settings.resume
+        self._auto: AutoInterval | None = None
+        self._pace = Pace()
+        self._measured: Measured | None = None
+        self._began = self._mark = perf_counter()
         self._checkpointer: Checkpointer | None = None
         if settings.checkpoint:
             self._checkpointer = Checkpointer(
@@ -46,6 +64,7 @@ class Saver:
                 keep=settings.checkpoint.keep,
                 owner=settings.owner,
             )
+        self._memory = MemorySaver(settings)
 
     @property
     def keeps(self) -> bool:
@@ -53,10 +72,36 @@ class Saver:
 
     def resume(self, reporter: Reporter) -> int:
         """Weights and optimiser from the newest good checkpoint, or initial values. Returns optimiser steps done."""
+        done = self._resume(reporter)
+        if self._spec is not None and self._spec.every_steps == "auto":
+            told = self._settings.failures
+            nodes = self._world.size // self._world.local_size
+            self._auto = AutoInterval(done, nodes=nodes, failures=told.count, seconds=told.seconds)
+        return done
+
+    def _resume(self, reporter: Reporter) -> int:
         state = self._state()
-        loaded = self._checkpointer.load(state, known=self._announced) if self._checkpointer else None
         for path in self._checkpointer.abandoned if self._checkpointer else ():
             reporter.event("checkpoint-abandoned", path=path, reason="cut short by the end of an earlier attempt")
+        loaded, restored = self._newest_good(state, reporter)
+        self._memory.decided(restored, reporter)
+        chosen, step = self._settings.resume_memory, restored.step if restored else loaded.step if loaded else 0
+        if chosen is not None and (restored is None or step != chosen.step):
+            log.warning("step %d in %s was reported and is not used; resuming at %d", chosen.step, chosen.path, step)
+        if restored is not None:
+            where = f"memory of attempt {restored.attempt}"
+            check_same_run(restored.meta, self._recipe, self._config, self._mixture, where)
+            self._optimizer.loaded(state["optimizer"])
+            reporter.event(
+                "resumed", step=restored.step, path=where, tier="memory", fromPeers=restored.from_peers,
+                worldSizeThen=self._world.size, verifySeconds=round(restored.verify_seconds, 4),
+                moveSeconds=round(restored.move_seconds, 4), readSeconds=round(restored.read_seconds, 4),
+            )  # fmt: skip
+            log.info(
+                "resumed step %d from %s, no storage read; %d of %d shards came from another node",
+                restored.step, where, restored.from_peers, self._world.size,
+            )  # fmt: skip
+            return restored.step
         if loaded is None:
             initialise(self._model, self._recipe.seed)
             log.info("starting from initial values, seed %d", self._recipe.seed)
@@ -68,20 +113,73 @@ class Saver:
         ref = CheckpointRef(step=loaded.step, path=loaded.path)
         reporter.pulse.beat(checkpoint=ref)
         reporter.event(
-            "resumed", step=loaded.step, path=loaded.path, worldSizeThen=loaded.manifest.world_size,
+            "resumed", step=loaded.step, path=loaded.path, tier="storage", worldSizeThen=loaded.manifest.world_size,
             verifySeconds=round(loaded.verify_seconds, 4), readSeconds=round(loaded.read_seconds, 4),
         )
         log.info("resumed from %s, written by %d ranks", loaded.path, loaded.manifest.world_size)
         return loaded.step
 
-    def due(self, step: int) -> bool:
-        return self._spec is not None and step % self._spec.every_steps == 0
+    def _newest_good(
+        self, state: dict[str, Any], reporter: Reporter
+    ) -> tuple[LoadedCheckpoint | None, Restored | None]:
+        """Fills `state` from the newest checkpoint of either tier that is complete and intact. Collective.
+
+        Storage is looked at by the names in its root; it is read only where it is newer, or memory is no use.
+        """
+        if self._checkpointer is None:
+            return None, None
+        kept = self._memory.newest()
+        stored = self._checkpointer.newest() if kept is not None else None
+        while kept is not None:
+            if stored is not None and stored > kept:
+                try:
+                    loaded = self._checkpointer.load(state, newer_than=kept)
+                    if loaded is not None:
+                        return loaded, None
+                except NoUsableCheckpoint as error:
+                    stored = None
+                    reporter.event("checkpoint-skipped", path=self._spec.uri if self._spec else "", reason=str(error))
+            restored, kept = self._memory.restore(flatten(state))
+            if restored is not None:
+                return None, restored
+        return self._checkpointer.load(state, known=self._announced), None
+
+    def after_step(self, step: int, reporter: Reporter) -> None:
+        """Saves what is due after `step` steps, in either tier."""
+        if self._checkpointer is None or self._spec is None:
+            return
+        self._pace.step(perf_counter() - self._mark, saving=self._checkpointer.saving)
+        if self._memory.due(step):
+            self._memory.save(step, flatten(self._state()), self._meta(step), reporter)
+        if self._due(step, reporter):
+            self.save(step, reporter)
+        self._mark = perf_counter()
+
+    def _due(self, step: int, reporter: Reporter) -> bool:
+        assert self._spec is not None
+        if self._spec.every_steps != "auto":
+            return step % self._spec.every_steps == 0
+        assert self._auto is not None
+        before = self._auto.steps
+        running = perf_counter() - self._began
+        due = self._auto.due(step, running, self._measured, lambda v: (self._world.sum(v) / self._world.size).tolist())
+        if self._auto.steps is not None and self._auto.steps != before:
+            told = self._auto.figures()
+            reporter.event("checkpoint-interval", **told)
+            log.info(
+                "checkpoint every %d steps (%.3g s): a save costs %.3g s of training, a failure is expected every "
+                "%.3g h (%d seen); Young: √(2 · cost · time between failures), at most %d s",
+                told["steps"], told["seconds"], told["costSeconds"], told["mtbfSeconds"] / 3600, told["failures"],
+                MAX_SECONDS,
+            )  # fmt: skip
+        return due
 
     def save(self, step: int, reporter: Reporter) -> None:
         """Takes a copy of the state after `step` steps; it is written while training goes on."""
         if self._checkpointer is None:
             return
         begin = perf_counter()
+        self._measured = None
         with reporter.meter.outside("checkpoint-blocked"):
             reporter.pulse.beat("checkpoint")
             self._checkpointer.save(step, self._state(), self._meta(step))
@@ -98,8 +196,14 @@ class Saver:
                 "committing": timing.committing, "total": timing.total,
             }
             reporter.committed(ref, times)
+            if timing is not None:
+                cost = timing.blocked + self._pace.saved()
+                self._measured = Measured(cost, timing.total, self._pace.step_seconds)
         for failure in self._checkpointer.failures():
             reporter.event("checkpoint-failed", reason=str(failure))
+            # Tried again after the interval that was right before.
+            self._measured = self._auto.measured if self._auto else None
+        self._memory.poll(reporter)
 
     def finish(self, step: int, reporter: Reporter) -> None:
         """Saves this step unless it is saved already, and returns when it is committed. Raises SaveFailed."""
@@ -117,6 +221,7 @@ class Saver:
             self.poll(reporter)
 
     def close(self) -> None:
+        self._memory.close()
         if self._checkpointer is not None:
             self._checkpointer.close()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from trireme_api.protocol import CheckpointRef, Env
+from trireme_api.protocol import CheckpointRef, Env, FailureCount
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import problems
 
@@ -41,6 +41,12 @@ class Settings:
     namespace: str = ""
     resume: CheckpointRef | None = None
     """The newest checkpoint announced so far: finding none at all where there was one means a wrong volume."""
+    memory_dir: Path | None = None
+    """Where shards are kept in memory; None: `checkpoint.memory` cannot be honoured here."""
+    resume_memory: CheckpointRef | None = None
+    """The set in memory that the control plane saw whole; ranks look themselves."""
+    failures: FailureCount = field(default_factory=FailureCount)
+    """Of this job before this attempt."""
     owner: str = ""
     """Whose attempts `attempt` counts: the job's UID."""
     compile_backend: str = "inductor"
@@ -74,6 +80,9 @@ class Settings:
             job=env.get(Env.JOB, ""),
             namespace=env.get(Env.NAMESPACE, ""),
             resume=_announced(env.get(Env.RESUME)),
+            memory_dir=_path(env, Env.MEMORY_DIR),
+            resume_memory=_announced(env.get(Env.RESUME_MEMORY), Env.RESUME_MEMORY),
+            failures=_failures(env.get(Env.FAILURES)),
             owner=env.get(Env.JOB_UID) or "/".join(filter(None, (env.get(Env.NAMESPACE), env.get(Env.JOB)))),
             compile_backend=env.get(Env.COMPILE_BACKEND, "inductor"),
             init_timeout=_seconds(env, Env.INIT_TIMEOUT, cls.init_timeout),
@@ -140,11 +149,18 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
-def _announced(text: str | None) -> CheckpointRef | None:
+def _announced(text: str | None, name: str = Env.RESUME) -> CheckpointRef | None:
     try:
         return CheckpointRef.from_json(json.loads(text)) if text else None
     except ValueError as error:
-        raise BadRecipe(f"{Env.RESUME}: must be JSON with step and path: {error}") from None
+        raise BadRecipe(f"{name}: must be JSON with step and path: {error}") from None
+
+
+def _failures(text: str | None) -> FailureCount:
+    try:
+        return FailureCount.from_json(json.loads(text)) if text else FailureCount()
+    except ValueError as error:
+        raise BadRecipe(f"{Env.FAILURES}: must be JSON with count and seconds: {error}") from None
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:

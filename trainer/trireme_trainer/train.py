@@ -62,7 +62,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             model = build(config)
         shard_model(model, recipe, mesh, world.device, settings.compile_backend)
         optimizer = Optimizer(model, recipe.optimizer)
-        saver = Saver(settings, config, mixture, model, optimizer)
+        saver = Saver(settings, world, config, mixture, model, optimizer)
         pulse.reached("initialised")
         pulse.beat("load")
         done = saver.resume(reporter)
@@ -95,8 +95,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 parts = ", ".join(f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in spent.items())
                 log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
                 world.limit_waiting(settings.step_timeout, [mesh.get_group(name) for name in mesh.mesh_dim_names or ()])
-            if saver.due(done) and not last:
-                saver.save(done, reporter)
+            if not last:
+                saver.after_step(done, reporter)
             saver.poll(reporter)
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)

@@ -20,12 +20,17 @@ from trireme_trainer.checkpoint.store import Candidate, CheckpointStore
 if TYPE_CHECKING:
     from trireme_trainer.checkpoint.checkpointer import Checkpointer, SaveTiming
     from trireme_trainer.checkpoint.loader import LoadedCheckpoint
-    from trireme_trainer.checkpoint.state import model_state
+    from trireme_trainer.checkpoint.memory import MemoryFolder
+    from trireme_trainer.checkpoint.state import flatten, model_state
+    from trireme_trainer.checkpoint.tiers import MemoryTier
 
 _WITH_TORCH = {
     "Checkpointer": "checkpointer",
     "SaveTiming": "checkpointer",
     "LoadedCheckpoint": "loader",
+    "MemoryFolder": "memory",
+    "MemoryTier": "tiers",
+    "flatten": "state",
     "model_state": "state",
 }
 
@@ -37,10 +42,13 @@ __all__ = [
     "DamagedCheckpoint",
     "IncompatibleCheckpoint",
     "LoadedCheckpoint",
+    "MemoryFolder",
+    "MemoryTier",
     "NoUsableCheckpoint",
     "SaveFailed",
     "SaveTiming",
     "StaleAttempt",
+    "flatten",
     "model_state",
 ]
 

@@ -111,6 +111,10 @@ class Checkpointer:
 
     # --- loading ---
 
+    def newest(self) -> int | None:
+        """The step of the newest committed checkpoint by its name alone: nothing of it is read. Collective."""
+        return self._ranks.on_first(lambda: max((c.step for c in self._store.candidates()), default=None))
+
     def load(
         self,
         state: Mapping[str, Any],
@@ -118,17 +122,25 @@ class Checkpointer:
         strict: bool = True,
         known: CheckpointRef | None = None,
         at_most: int | None = None,
+        newer_than: int = -1,
     ) -> LoadedCheckpoint | None:
         """Fills the tensors of `state` in place from the newest good checkpoint of whatever world size. Collective.
 
         None: nothing was ever committed. Raises NoUsableCheckpoint when something was and none of it is good (the
         tensors may then be half overwritten), IncompatibleCheckpoint when the newest good one holds other tensors.
         `strict=False` leaves tensors alone that `state` does not ask for. `known`: a checkpoint that was announced
-        before; with it an empty root is an error too (a wrong or lost volume), not a fresh start. `at_most`: the
-        newest of no later step.
+        before; with it an empty root is an error too (a wrong or lost volume), not a fresh start. `at_most` and
+        `newer_than`: only steps up to the one and beyond the other count.
         """
         self._settle()
-        loaded = load_newest(self._store, self._ranks, flatten(state), strict=strict, at_most=at_most)
+        flat = flatten(state)
+        try:
+            loaded = load_newest(
+                self._store, self._ranks, flat, strict=strict, at_most=at_most, newer_than=newer_than
+            )
+        except NoUsableCheckpoint as error:
+            self._bad |= set(error.steps)
+            raise
         if loaded is None and known is not None:
             raise NoUsableCheckpoint(
                 f"{self._store.files.path('')}: no checkpoint here, but {known.path} (step {known.step}) was "

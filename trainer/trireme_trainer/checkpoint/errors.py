@@ -18,6 +18,9 @@ class StaleAttempt(CheckpointError):
 class NoUsableCheckpoint(CheckpointError):
     """Checkpoints exist and none is good. Starting afresh would silently throw the training away."""
 
+    steps: tuple[int, ...] = ()
+    """Of those that were tried."""
+
 
 class IncompatibleCheckpoint(CheckpointError):
     """The checkpoint is whole, but of another model or optimiser: an older one would not help."""

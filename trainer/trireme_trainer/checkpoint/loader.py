@@ -58,12 +58,18 @@ class LoadedCheckpoint:
 
 
 def load_newest(
-    store: CheckpointStore, ranks: Ranks, tensors: dict[str, Tensor], *, strict: bool, at_most: int | None = None
+    store: CheckpointStore,
+    ranks: Ranks,
+    tensors: dict[str, Tensor],
+    *,
+    strict: bool,
+    at_most: int | None = None,
+    newer_than: int = -1,
 ) -> LoadedCheckpoint | None:
-    """See Checkpointer.load. Collective on `ranks`. `at_most`: none of a later step is looked at."""
+    """See Checkpointer.load. Collective on `ranks`. `at_most`, `newer_than`: no other step is looked at."""
     rejected: list[Rejected] = []
     for candidate in ranks.on_first(store.candidates):
-        if at_most is not None and candidate.step > at_most:
+        if candidate.step <= newer_than or (at_most is not None and candidate.step > at_most):
             continue
         mark = time.perf_counter()
         manifest, problems = _verified(store, ranks, candidate)
@@ -78,10 +84,12 @@ def load_newest(
             log.error("%s: not usable: %s", candidate.path, rejected[-1])
     if rejected:
         reasons = "; ".join(str(r) for r in rejected)
-        raise NoUsableCheckpoint(
+        error = NoUsableCheckpoint(
             f"{store.files.path('')}: none of {len(rejected)} checkpoints is usable ({reasons}); "
             "restore one from a copy, or empty the directory to start afresh"
         )
+        error.steps = tuple(r.candidate.step for r in rejected)
+        raise error
     return None
 
 

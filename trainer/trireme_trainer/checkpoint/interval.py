@@ -1,0 +1,126 @@
+"""How often to save: Young's interval from the measured cost of a save and the failures seen so far. Pure: no clock.
+
+Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974: √(2·C·M), with C the seconds
+of work a save costs and M the mean time between failures; Daly, FGCS 22(3), 2006, bounds its use to C < M/2. Before a
+job has failures of its own, M is that of Meta's research cluster (arXiv 2410.21680): 7.9 h for 1,024 GPUs, 8 a node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+PRIOR_NODE_SECONDS = 7.9 * 3600 * 128
+"""Between failures of one node."""
+MAX_SECONDS = 3600.0
+"""Never rarer: an estimate that is too hopeful may cost an hour of work, no more."""
+FIRST_SAVE = 8
+"""Steps of an attempt before its first save: what a save costs must be seen once."""
+
+
+def mean_time_between_failures(nodes: int, failures: int, seconds: float) -> float:
+    """Seconds for the whole gang: `failures` seen in `seconds` of running, and the prior counted as one more failure.
+
+    The mean of a Poisson rate under a Gamma(1) prior: the prior fades as the job gathers experience.
+    """
+    return (PRIOR_NODE_SECONDS / max(nodes, 1) + max(seconds, 0.0)) / (1 + max(failures, 0))
+
+
+def young(cost: float, mtbf: float) -> float:
+    """Seconds between saves that lose least; `mtbf` where saves cost more than half of it (Daly)."""
+    return math.sqrt(2 * cost * mtbf) if cost < mtbf / 2 else mtbf
+
+
+def interval_steps(*, cost: float, duration: float, step_seconds: float, mtbf: float) -> int:
+    """Steps between saves. `duration`: until one is committed; the next cannot begin earlier without waiting for it."""
+    wanted = min(max(young(cost, mtbf), duration), max(MAX_SECONDS, duration))
+    return max(1, round(wanted / max(step_seconds, 1e-9)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of the newest save: what all ranks together make of it."""
+
+    cost: float
+    """Seconds training lost: blocked, and steps slowed down while it was written."""
+    duration: float
+    step_seconds: float
+
+
+class AutoInterval:
+    """When the next save is due. Every rank has one, and asks at every step; they agree where it matters."""
+
+    def __init__(self, first: int, *, nodes: int, failures: int, seconds: float) -> None:
+        """`first`: steps done when this attempt began; `failures` in `seconds` of earlier running."""
+        self._nodes, self._failures, self._seconds = nodes, failures, seconds
+        self._last = first
+        self._next: int | None = first + FIRST_SAVE
+        self.steps: int | None = None
+        """The interval in force; None until a save was measured."""
+        self.mtbf = mean_time_between_failures(nodes, failures, seconds)
+        self.measured: Measured | None = None
+
+    def due(
+        self, step: int, running: float, mine: Measured | None, agree: Callable[[Sequence[float]], Sequence[float]]
+    ) -> bool:
+        """`running`: seconds of this attempt; `mine`: of the newest save on this rank, None while it is in flight.
+
+        `agree` averages over ranks. It is called only 1, 2, 4, 8… steps after a save, until all ranks know its cost.
+        """
+        if self._next is None and _power_of_two(step - self._last):
+            known = mine or Measured(0.0, 0.0, 0.0)
+            told = agree([float(mine is not None), known.cost, known.duration, known.step_seconds, running])
+            if told[0] > 0.999:
+                self.measured = Measured(*told[1:4])
+                self.mtbf = mean_time_between_failures(self._nodes, self._failures, self._seconds + told[4])
+                self.steps = interval_steps(
+                    cost=told[1], duration=told[2], step_seconds=told[3], mtbf=self.mtbf
+                )
+                self._next = max(self._last + self.steps, step)
+        if self._next is None or step < self._next:
+            return False
+        self._last, self._next = step, None
+        return True
+
+    def figures(self) -> dict[str, float]:
+        """What the interval in force follows from; empty until a save was measured."""
+        if self.steps is None or self.measured is None:
+            return {}
+        return {
+            "steps": self.steps,
+            "seconds": round(self.steps * self.measured.step_seconds, 3),
+            "costSeconds": round(self.measured.cost, 4),
+            "saveSeconds": round(self.measured.duration, 4),
+            "stepSeconds": round(self.measured.step_seconds, 5),
+            "mtbfSeconds": round(self.mtbf, 1),
+            "failures": self._failures,
+        }
+
+
+class Pace:
+    """Step times with and without a save being written: their difference is part of what the save costs."""
+
+    def __init__(self) -> None:
+        self._calm: float | None = None
+        self._slowed = 0.0
+
+    def step(self, seconds: float, *, saving: bool) -> None:
+        """`seconds` of one step, without what training waited for the save itself."""
+        if saving:
+            self._slowed += seconds - self._calm if self._calm is not None else 0.0
+        else:
+            self._calm = seconds if self._calm is None else 0.9 * self._calm + 0.1 * seconds
+
+    def saved(self) -> float:
+        """Seconds the steps took longer in all while the save was written; counts from zero again."""
+        slowed, self._slowed = max(self._slowed, 0.0), 0.0
+        return slowed
+
+    @property
+    def step_seconds(self) -> float:
+        return self._calm or 0.0
+
+
+def _power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
