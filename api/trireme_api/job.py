@@ -14,6 +14,7 @@ from trireme_api.failures import LadderStep as LadderStep
 from trireme_api.failures import RestartAction as RestartAction
 from trireme_api.failures import RuleAction as RuleAction
 from trireme_api.failures import StopWhen as StopWhen
+from trireme_api.hang import HangPolicy, HangStatus, Straggler
 from trireme_api.protocol import Cause
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.replicas import Replicas
@@ -80,6 +81,7 @@ class TrainingJobSpec(Spec):
     template: PodTemplate = PodTemplate()
     run_policy: RunPolicy = RunPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
+    hang_policy: HangPolicy = HangPolicy()
     scheduling_policy: SchedulingPolicy = SchedulingPolicy()
     carbon_policy: CarbonPolicy = CarbonPolicy()
 
@@ -157,6 +159,8 @@ class ProgressStatus(Status):
     tokens_per_second: float | None = None
     tflops: float | None = None
     mfu: float | None = None
+    step_seconds: float | None = None
+    """Median seconds per step; what `hangPolicy.stepTimeout: auto` is measured by."""
     eta: str | None = None
     """RFC 3339 time at which the run would end at this speed."""
     remaining: str | None = None
@@ -217,6 +221,10 @@ class LastFailure(Status):
     """The signal that classified it, or the name of the rule in spec.failurePolicy.rules that fitted."""
     cascade: bool = False
     """True: only consequences of a failure were seen; corrected when the failure itself is told later."""
+    missing_ranks: list[int] = Field(default_factory=list)
+    """After a hang: the ranks that the others waited for."""
+    stacks: str | None = None
+    """After a hang: where the stacks of the ranks were saved."""
     phases: RecoveryPhases = Field(default_factory=RecoveryPhases)
 
 
@@ -297,6 +305,8 @@ class TrainingJobStatus(Status):
     budgets_left: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Restarts left by cause and step of the ladder; causes that have used none have all of spec.failurePolicy."""
     last_failure: LastFailure | None = None
+    hang: HangStatus | None = None
+    stragglers: list[Straggler] = Field(default_factory=list)
     energy: EnergyStatus = Field(default_factory=EnergyStatus)
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)
     admitted_at: str | None = None

@@ -92,6 +92,8 @@ class Env:
     """Seconds a collective may take until the first step of an attempt is done."""
     STEP_TIMEOUT = "TRIREME_STEP_TIMEOUT"
     """Seconds a collective may take afterwards."""
+    HANG_POLICY = "TRIREME_HANG_POLICY"
+    """The job's `spec.hangPolicy` as JSON text: what the trainer's own hang watch goes by."""
 
 
 RESERVED_ENV_PREFIXES = ("TRIREME_",)
@@ -193,6 +195,10 @@ class RankReport(Message):
     phase: Optional[str] = None
     heartbeat_age: Optional[float] = None
     """Seconds since the rank's heartbeat file last changed, by the agent's monotonic clock."""
+    step_seconds: Optional[float] = None
+    """Median seconds per step, by the agent's clock; absent until a few steps of this attempt were seen."""
+    own_seconds: Optional[float] = None
+    """What the rank itself spends on a step, waiting for its peers left out; a moving average."""
 
 
 @dataclass
@@ -238,6 +244,8 @@ class Failure(Message):
     """Unix seconds by the pod's clock: orders failures inside one pod only."""
     cascade: bool = False
     """True: this rank failed because a peer did (connection closed, collective timed out); look for an earlier one."""
+    missing: Optional[List[int]] = None
+    """After a hang: the global ranks that the others wait for, where that could be told."""
 
 
 @dataclass
@@ -263,6 +271,30 @@ class PhaseTime(Message):
 
 
 @dataclass
+class RankStack(Message):
+    """What a rank was found doing."""
+
+    local_rank: int
+    state: str
+    """running | sleeping | uninterruptible | stopped | traced | zombie | gone; the kernel's word for the process."""
+    how: str
+    """faulthandler | py-spy | proc: what took the stack; none: there is no stack."""
+    waits: Optional[bool] = None
+    """Whether its main thread waits for its peers; absent where the stack does not tell."""
+    where: str = ""
+    """Innermost frames of the main thread, one line."""
+
+
+@dataclass
+class Stacks(Message):
+    """The stacks of a pod's ranks, saved."""
+
+    path: str
+    """Folder, as `pvc://claim/…` where it is on a claim."""
+    ranks: List[RankStack] = field(default_factory=list)
+
+
+@dataclass
 class Report(Message):
     pod_uid: str
     attempt: int
@@ -281,6 +313,8 @@ class Report(Message):
     """By component: gpu, cpu, dram."""
     failure: Optional[Failure] = None
     phases: Optional[PhaseTime] = None
+    stacks: Optional[Stacks] = None
+    """Taken in this attempt, because the assignment asked for it or a rank reported a hang."""
 
 
 # --- down: what the coordinator assigns -----------------------------------------------------------------------------
@@ -305,6 +339,8 @@ class Assignment(Message):
     """How long ranks may take to save and stop before they are killed."""
     spare: bool = False
     """This pod has no ranks in this attempt: it holds itself ready for the next."""
+    dump: Optional[bool] = None
+    """True: save the stacks of all ranks, report where, and go on as `action` says."""
 
     @property
     def tag(self) -> str:
@@ -331,7 +367,19 @@ class Heartbeat(Message):
     phases: Optional[PhaseTime] = None
     failure: Optional[Failure] = None
     """Written before a rank ends on purpose with a non-zero code."""
+    stack_signal: Optional[int] = None
+    """SIGUSR1 or SIGUSR2: on it the rank writes the stacks of its threads to `stacks_name` beside this file."""
+    own_seconds: Optional[float] = None
 
 
 def heartbeat_name(local_rank: int) -> str:
     return f"rank-{local_rank}.json"
+
+
+def stacks_name(local_rank: int) -> str:
+    return f"stacks-{local_rank}.txt"
+
+
+def flight_name(local_rank: int) -> str:
+    """torch's flight recorder, written by the trainer beside its stacks when it sees a hang."""
+    return f"flight-{local_rank}.json"

@@ -16,6 +16,7 @@ from trireme_api.protocol import EnergyReading, Progress
 
 from trireme_operator.clock import duration, stamp
 from trireme_operator.gang import Place
+from trireme_operator.hangs import step_seconds
 from trireme_operator.views import Observed
 
 _SOURCES = ("nvml", "nvml-power", "rapl", "declared", "missing")
@@ -57,6 +58,7 @@ def _progress(status: TrainingJobStatus, spec: TrainingJobSpec, found: Sequence[
         tokens_per_second=_rounded(told.tokens_per_second, 1),
         tflops=_rounded(told.tflops, 4),
         mfu=_rounded(told.mfu, 4),
+        step_seconds=_rounded(step_seconds(found, status), 4),
         eta=stamp(now + left) if left is not None else None,
         remaining=duration(left) if left is not None else None,
     )

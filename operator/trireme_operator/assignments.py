@@ -71,6 +71,8 @@ class Crew:
         first = self._ranked[0].pod if self._ranked else None
         self._master = first.ip if first is not None else ""
         self._memory = newest_in_memory(job.status, self._spec, found) if self._passed else None
+        hang = job.status.hang
+        self._hung = hang is not None and hang.attempt == job.status.attempt
 
     @property
     def key(self) -> object:
@@ -78,7 +80,7 @@ class Crew:
         members = tuple((uid, place.slot.index, place.slot.pod_uid) for uid, place in self._by_uid.items())
         status, ranks = self.job.status, tuple(self._node_ranks.items())
         saves = status.sizing.target is not None
-        known = status.phase, status.attempt, saves, self._passed, self._master, str(self._memory)
+        known = status.phase, status.attempt, saves, self._passed, self._master, str(self._memory), self._hung
         return self.job.uid, self.job.deleting, known, ranks, members
 
     def assignment(self, pod_uid: str) -> Assignment:
@@ -109,6 +111,7 @@ class Crew:
             memory=self._memory,
             failures=self._failures(),
             grace_seconds=float(spec.template.termination_grace_period_seconds),
+            dump=True if self._hung else None,
         )
 
     def _failures(self) -> FailureCount | None:

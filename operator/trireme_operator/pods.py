@@ -184,6 +184,7 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
     if spec.recipe is not None:
         ours[Env.AGENT_WARM_START] = "1" if spec.run_policy.warm_start else "0"
         ours[Env.RECIPE] = _json(spec.recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
+    ours[Env.HANG_POLICY] = _json(spec.hang_policy.model_dump(mode="json", by_alias=True))
     if spec.checkpoint is not None:
         ours[Env.CHECKPOINT] = _json(spec.checkpoint.model_dump(mode="json", by_alias=True, exclude_none=True))
     theirs: list[dict[str, Any]] = [as_plain(variable) for variable in spec.template.env]

@@ -63,7 +63,7 @@ def decisive(status: TrainingJobStatus) -> object:
     """What pods and assignments follow from: when it moves, it is written before anything is done."""
     slots = [(slot.index, slot.incarnation, slot.spare) for slot in status.slots]
     known = status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
-    return known, status.sizing.target
+    return known, status.sizing.target, status.hang.attempt if status.hang is not None else None
 
 
 def _invalid(job: Job, now: float) -> Decision:

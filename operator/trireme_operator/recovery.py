@@ -62,6 +62,10 @@ class Breakdown:
     """The pod carries the condition DisruptionTarget."""
     detail: str = ""
     """The traceback, where there is one."""
+    missing: tuple[int, ...] = ()
+    """After a hang: the ranks the others waited for."""
+    stacks: str | None = None
+    """After a hang: where they were saved."""
 
 
 def breakdown(place: Place, attempt: int, now: float, limits: Limits) -> Breakdown | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
 from trireme_api.protocol import AgentState, Cause, ExitCode
 
-from trireme_operator import recovery
+from trireme_operator import hangs, recovery
 from trireme_operator.accounting import best_step
 from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.draft import Draft
@@ -54,7 +54,7 @@ def _failed(draft: Draft) -> bool:
     """Whether something broke in this attempt; then the ladder has been asked and its answer written."""
     status, limits = draft.status, draft.seen.limits
     found = [b for p in draft.found if (b := recovery.breakdown(p, status.attempt, draft.now, limits)) is not None]
-    found += _ended_before_it_began(draft)
+    found += _ended_before_it_began(draft) + hangs.watch(draft)
     if status.sizing.target is not None:
         found = [b for b in found if not _asked_for(b)]
     for pod in draft.found:
@@ -68,9 +68,12 @@ def _failed(draft: Draft) -> bool:
     if not settled and draft.now >= first_at:
         draft.wake_at(first_at + limits.settle_seconds)
         return True
-    first, rule = ruled(draft.spec.failure_policy, recovery.first_failure(found))
+    first = recovery.first_failure(found)
+    if hangs.gathering(draft, first):
+        return True
+    first, rule = ruled(draft.spec.failure_policy, hangs.attributed(draft, first))
     _note_failure(draft, first)
-    lost = {b.slot for b in found if not draft.alive(draft.place(b.slot))}
+    lost = {b.slot for b in found if not draft.alive(draft.place(b.slot))} | hangs.silent_slots(draft)
     lost |= {place.slot.index for place in draft.found if not draft.alive(place)}
     _climb(draft, first, lost, minimum=1 if lost else 0, asked=rule.action if rule else "Ladder")
     return True
@@ -116,6 +119,8 @@ def _note_failure(draft: Draft, first: Breakdown) -> None:
         exit=first.exit,
         rule=first.rule,
         cascade=first.cascade,
+        missing_ranks=list(first.missing),
+        stacks=first.stacks,
     )
     status.last_failure.phases.detect = _detection(draft, first)
     status.last_failure.phases.decide = round(max(0.0, draft.now - first.at), 3)

@@ -11,6 +11,7 @@ from typing import Any
 
 from trireme_api.protocol import Report
 
+from trireme_operator.trail import Trail, follow
 from trireme_operator.views import Heard, Job, Key, Node, Pod, job_of, node_of, pod_of
 
 TOMBSTONE_SECONDS = 600.0
@@ -181,7 +182,8 @@ class Store:
         if known is not None and report.attempt < known.report.attempt:
             return False  # overtaken on the way; an agent never goes back to an older attempt
         same = known is not None and (known.report.attempt, known.report.state) == (report.attempt, report.state)
-        self.heard[pod_uid] = Heard(report, now, known.since if same and known is not None else now)
+        trail = follow(known.trail if known is not None else Trail(), report, now)
+        self.heard[pod_uid] = Heard(report, now, known.since if same and known is not None else now, trail)
         return known is None or known.report != report
 
     def _bury(self, uid: str, now: float) -> None:

@@ -14,6 +14,7 @@ from trireme_api.schema import InvalidSpec
 from trireme_api.validation import Checked, check_job
 
 from trireme_operator.clock import seconds
+from trireme_operator.trail import Trail
 
 MANAGED = "trireme.dev/managed"
 JOB_LABEL = "trireme.dev/job"
@@ -239,6 +240,7 @@ class Heard:
     at: float
     since: float = 0.0
     """When its attempt and state were first heard."""
+    trail: Trail = field(default_factory=Trail)
 
     @property
     def ended(self) -> bool:

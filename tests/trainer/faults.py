@@ -7,11 +7,14 @@ import os
 import re
 import signal
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from trireme_trainer.checkpoint import MemoryFolder, MemoryTier
+from trireme_trainer.data.batches import Batches
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.saving import Saver
@@ -101,3 +104,25 @@ def memory_is_full_on_rank_1(rank: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     MemoryFolder.draft = full  # type: ignore[method-assign]
+
+
+def sleeps_in_step_8(rank: int) -> None:
+    """Rank 1 does not come back from its eighth step's data."""
+    if rank == 1:
+        _before_batches(lambda step: time.sleep(600) if step == 7 else None)
+
+
+def slow(rank: int) -> None:
+    """Rank 1 takes a quarter of a second longer for each step."""
+    if rank == 1:
+        _before_batches(lambda _: time.sleep(0.25))
+
+
+def _before_batches(do: Callable[[int], None]) -> None:
+    plain = Batches.micro_batches
+
+    def micro_batches(self: Batches, step: int) -> Any:
+        do(step)
+        return plain(self, step)
+
+    Batches.micro_batches = micro_batches  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from trireme_agent.attempt import Attempt, held_in_memory
 from trireme_agent.energy import Accountant
 from trireme_agent.link import Link
 from trireme_agent.logs import Stream
-from trireme_agent.machine import AskToStop, Command, Ended, Kill, Leave, Machine, Start
+from trireme_agent.machine import AskToStop, Command, Dump, Ended, Kill, Leave, Machine, Start
 from trireme_agent.metrics import MetricsServer, render
 from trireme_agent.settings import Settings
 from trireme_agent.supervisor import Supervisor
@@ -49,6 +49,7 @@ class Agent:
         self._terminated = False
         self._report: Optional[Report] = None
         self._published: object = None
+        self._stacks_told: object = None
 
     def run(self) -> int:
         """Until the ranks have ended for good; returns the exit code. Leaves no process behind."""
@@ -154,6 +155,10 @@ class Agent:
                 self._stream.say("asking the ranks to save and stop")
                 self._attempt.ask_to_stop()
                 self._supervisor.signal(signal.SIGTERM)
+            elif isinstance(command, Dump) and self._attempt is not None:
+                self._stream.say("hang: saving the stacks of all ranks")
+                live = set(self._supervisor.live)
+                self._attempt.dump_stacks({rank: pid for rank, pid in self._supervisor.pids.items() if rank in live})
             elif isinstance(command, Leave):
                 self._stream.say(f"ranks have ended for good; exit {command.code}")
 
@@ -203,10 +208,14 @@ class Agent:
         self._report = report = self._make_report()
         news = (
             report.attempt, report.state, report.failure, report.checkpoint, report.phases, self._machine.exit_code,
-            [(rank.pid, rank.exit) for rank in report.ranks],
+            [(rank.pid, rank.exit) for rank in report.ranks], report.stacks,
+            self._attempt.heartbeats.unease() if self._attempt is not None and self._machine.live else 0,
         )
         urgent, self._published = news != self._published, news
         self._link.publish(report, urgent=urgent, regular=held is not None and held.node_rank == 0)
+        if report.stacks is not None and report.stacks is not self._stacks_told and self._attempt is not None:
+            self._stacks_told = report.stacks
+            self._stream.say(self._attempt.dump_problem or f"stacks saved: {report.stacks.path}")
         if urgent and report.failure is not None:
             self._last_words(self._machine.exit_code)
 
@@ -225,6 +234,7 @@ class Agent:
             report.progress = attempt.heartbeats.progress()
             report.checkpoint = attempt.heartbeats.checkpoint()
             report.phases = attempt.phase_times()
+            report.stacks = attempt.stacks
         return report
 
     def _delivered(self) -> bool:

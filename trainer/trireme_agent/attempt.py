@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Dict, List, Optional
 
-from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, by_set, parse_shard
+from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, Stacks, by_set, parse_shard
 
 from trireme_agent.cgroup import oom_kills
 from trireme_agent.environment import global_rank, rank_environment
@@ -18,6 +18,7 @@ from trireme_agent.heartbeats import Heartbeats
 from trireme_agent.logs import RankLog, Stream
 from trireme_agent.machine import Ended
 from trireme_agent.settings import Settings
+from trireme_agent.stacks import Dump, Target, lasting_folder
 from trireme_agent.supervisor import Launch, RankExit, Supervisor
 from trireme_agent.warm import WarmPool
 
@@ -38,6 +39,7 @@ class Attempt:
         self.exits: Dict[int, RankExit] = {}
         self._logs: Dict[int, RankLog] = {}
         self._oom_before: Optional[int] = None
+        self._dump: Optional[Dump] = None
 
     def start(self, supervisor: Supervisor, stream: Stream, warm: WarmPool) -> None:
         """Raises OSError when the folder or the pipes cannot be made."""
@@ -113,9 +115,31 @@ class Attempt:
                     step=beat.step if beat else None,
                     phase=beat.phase if beat else None,
                     heartbeat_age=self.heartbeats.age(local_rank),
+                    step_seconds=self.heartbeats.step_seconds(local_rank),
+                    own_seconds=beat.own_seconds if beat else None,
                 )
             )
         return reports
+
+    def dump_stacks(self, pids: Dict[int, int]) -> None:
+        """Begins to save the stacks of all ranks; `pids` of those that live. Once per attempt: the first tell most."""
+        if self._dump is not None:
+            return
+        targets = []
+        for local_rank in range(self.assignment.procs_per_node):
+            beat = self.heartbeats.beat(local_rank)
+            targets.append(Target(local_rank, pids.get(local_rank), beat.stack_signal if beat else None))
+        folder = lasting_folder(self._settings.environment, self._settings.log_dir, self.assignment.attempt)
+        self._dump = Dump(self.folder, folder, global_rank(self.assignment, 0), targets)
+        self._dump.start()
+
+    @property
+    def stacks(self) -> Optional[Stacks]:
+        return self._dump.result if self._dump is not None else None
+
+    @property
+    def dump_problem(self) -> str:
+        return self._dump.problem if self._dump is not None else ""
 
     def phase_times(self) -> PhaseTime:
         """The ranks' phases, with assigned, stopped and started as this agent saw them."""

@@ -97,7 +97,7 @@ def classify(evidence: Evidence) -> Optional[Failure]:
     cause, message, cascade = _judge(evidence, number, traceback, final)
     return Failure(
         cause=cause, message=f"rank {evidence.rank}: {message}", rank=evidence.rank, exit=code, traceback=traceback,
-        at=evidence.at, cascade=cascade,
+        at=evidence.at, cascade=cascade, missing=evidence.told.missing if evidence.told is not None else None,
     )
 
 

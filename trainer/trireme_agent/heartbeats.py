@@ -9,13 +9,20 @@ import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import time
-from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Callable, Deque, Dict, List, Optional
 
 from trireme_api.protocol import CheckpointRef, Heartbeat, PhaseTime, Progress, ProtocolError, heartbeat_name
 
 MAX_BYTES = 64 * 1024
+STEPS_TO_LEARN = 3
+PACE_WINDOW = 20
+UNEASY_SECONDS = 4.0
+"""A rank that stands still for so long, and half as long again as a step usually takes, is told of more often."""
+UNEASY_UNLEARNT_SECONDS = 15.0
 
 
 @dataclass
@@ -25,6 +32,24 @@ class Seen:
     """Monotonic seconds."""
     beat: Optional[Heartbeat] = None
     problem: str = ""
+    stepped: Optional[float] = None
+    """When its step last rose."""
+    pace: Deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
+    """Seconds per step, newest last."""
+
+
+    def step_to(self, beat: Heartbeat) -> None:
+        gained = beat.step - (self.beat.step if self.beat else 0)
+        if gained > 0:
+            if self.stepped is not None:
+                self.pace.append((self.changed - self.stepped) / gained)
+            self.stepped = self.changed
+        elif gained < 0:
+            self.stepped = None
+        self.beat = beat
+
+    def step_seconds(self) -> Optional[float]:
+        return statistics.median(self.pace) if len(self.pace) >= STEPS_TO_LEARN else None
 
 
 class Heartbeats:
@@ -56,10 +81,12 @@ class Heartbeats:
                 continue
             changed = True
             seen = Seen(content, self._clock(), before.beat if before else None)
+            if before is not None:
+                seen.stepped, seen.pace = before.stepped, before.pace
             try:
                 beat = Heartbeat.from_json(json.loads(content.decode("utf-8")))
                 if beat.attempt in (0, self.attempt):
-                    seen.beat = beat
+                    seen.step_to(beat)
             except (ValueError, ProtocolError) as error:
                 seen.problem = f"{heartbeat_name(local_rank)}: {error}"
             self._seen[local_rank] = seen
@@ -81,6 +108,27 @@ class Heartbeats:
         seen = self._seen.get(local_rank)
         return max(0.0, self._clock() - seen.changed) if seen else None
 
+    def step_seconds(self, local_rank: int) -> Optional[float]:
+        """Median seconds per step; None until a few were seen."""
+        seen = self._seen.get(local_rank)
+        return seen.step_seconds() if seen else None
+
+    def unease(self) -> int:
+        """0 while all ranks keep their pace; else a number that rises each time the coordinator should hear of it.
+
+        What usually takes a second is told of every second; a rank whose pace is not known, now and then.
+        """
+        worst = 0
+        for seen in self._seen.values():
+            age, usual = self._clock() - seen.changed, seen.step_seconds()
+            if usual is None:
+                first = every = UNEASY_UNLEARNT_SECONDS
+            else:
+                first, every = max(UNEASY_SECONDS, 1.5 * usual), max(1.0, usual / 4)
+            if age >= first:
+                worst = max(worst, 1 + int((age - first) / every))
+        return worst
+
     def problems(self) -> List[str]:
         return [seen.problem for seen in self._seen.values() if seen.problem]
 
@@ -101,9 +149,9 @@ class Heartbeats:
         """When the last local rank reached each phase; a phase that not all heartbeating ranks reached is absent."""
         known = [beat.phases for beat in self._beats()]
         merged = PhaseTime()
-        for field in dataclasses.fields(PhaseTime):
-            times: List[Optional[float]] = [getattr(phases, field.name) if phases else None for phases in known]
+        for one in dataclasses.fields(PhaseTime):
+            times: List[Optional[float]] = [getattr(phases, one.name) if phases else None for phases in known]
             reached = [time_of for time_of in times if time_of is not None]
             if reached and len(reached) == len(times):
-                setattr(merged, field.name, max(reached))
+                setattr(merged, one.name, max(reached))
         return merged

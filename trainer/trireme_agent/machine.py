@@ -44,7 +44,12 @@ class Leave:
     code: int
 
 
-Command = Union[Start, AskToStop, Kill, Leave]
+@dataclass(frozen=True)
+class Dump:
+    """Save the stacks of all local ranks."""
+
+
+Command = Union[Start, AskToStop, Kill, Leave, Dump]
 
 
 class Stopping(Enum):
@@ -107,8 +112,9 @@ class Machine:
         if self._pending is not None:
             self._pending = assignment
             return []
+        asked = assignment.dump and self.held is not None and not self.held.dump and self.live
         self.held = assignment
-        return self._act(now)
+        return [*([Dump()] if asked else []), *self._act(now)]
 
     def _adopt(self) -> List[Command]:
         assert self._pending is not None
@@ -173,22 +179,27 @@ class Machine:
     def ended(self, ends: Sequence[Ended], now: float) -> List[Command]:
         if not ends:
             return []
-        own_doing = self.own_doing
+        own_doing, hung_before = self.own_doing, self._hung
         for end in ends:
             self.live.discard(end.local_rank)
             self.codes[end.local_rank] = end.code
             asked = self.stopping is Stopping.SAVING and end.code in (-15, TERMINATED)
             if own_doing and end.failure is not None and not asked:
                 self.root = prefer(self.root, end.failure)
+        dump: List[Command] = [Dump()] if self._hung and not hung_before else []
         if not self.live:
-            return self._all_ended(now)
+            return [*dump, *self._all_ended(now)]
         if own_doing and self.root is not None and self.stopping is not Stopping.FAILED:
             self._stop(Stopping.FAILED, now + (SETTLE_HANG if self.root.exit == ExitCode.HANG else SETTLE))
         elif self.stopping is None and ExitCode.SAVED_AND_STOPPED in self.codes.values():
             # One rank saved and stopped unasked by us (told through its peers): the others are about to.
             assert self.held is not None
             self._stop(Stopping.SAVING, now + _time_to_save(self.held.grace_seconds))
-        return []
+        return dump
+
+    @property
+    def _hung(self) -> bool:
+        return self.root is not None and self.root.exit == ExitCode.HANG
 
     def _all_ended(self, now: float) -> List[Command]:
         if self._pending is not None and not self.leaving:
@@ -252,5 +263,5 @@ def _time_to_save(grace: float) -> float:
     return grace - min(5.0, grace / 10)
 
 
-def _order(assignment: Assignment) -> Tuple[int, int]:
-    return assignment.attempt, ORDER[assignment.action]
+def _order(assignment: Assignment) -> Tuple[int, int, bool]:
+    return assignment.attempt, ORDER[assignment.action], bool(assignment.dump)

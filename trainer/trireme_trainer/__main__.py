@@ -11,6 +11,7 @@ from typing import NoReturn
 from trireme_api.families import check_recipe
 from trireme_api.schema import InvalidSpec
 
+from trireme_trainer.hang import answer_with_stacks
 from trireme_trainer.heartbeat import Pulse, process_start
 from trireme_trainer.outcome import BadRecipe, TrainingEnd
 from trireme_trainer.settings import Settings
@@ -21,6 +22,10 @@ RUNTIME = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     # Where ranks share cores, threads that spin for their peers starve them: 11 times slower, measured on 2 cores.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # torch's flight recorder: the last collectives, for the record that is written when the gang hangs. Without stacks
+    # of its own, for taking them can wait for an interpreter lock that a hanging thread holds.
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_INCLUDE_STACK_TRACE": "0",
 }
 """Read by libraries when torch loads them; the environment wins."""
 
@@ -35,6 +40,7 @@ def main() -> int:
         stream=sys.stdout,
     )
     pulse = Pulse.from_environment(os.environ, started)
+    pulse.answers(answer_with_stacks(os.environ))
     try:
         settings = Settings.from_environment()
         # Before torch is imported: a recipe that cannot work is refused within a second.

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,8 @@ from trireme_api.protocol import (
     heartbeat_name,
 )
 
+INTERVALS = 20
+
 
 class Pulse:
     """Keeps what this rank last said about itself and writes it whenever something changes.
@@ -36,6 +39,13 @@ class Pulse:
         self._rank = rank
         self.phases = PhaseTime(started=started)
         self._reached = {"started": started}
+        self.beats = 0
+        """Rises whenever this rank says that it got on."""
+        self.intervals: deque[float] = deque(maxlen=INTERVALS)
+        """Seconds per step, newest last."""
+        self._stepped: float | None = None
+        self.own_seconds: float | None = None
+        """What this rank itself spends on a step, where that is known."""
         self._beat = Heartbeat(step=0, phase="start", time=time.time(), attempt=attempt, phases=self.phases)
         if directory:
             with contextlib.suppress(OSError):
@@ -69,10 +79,33 @@ class Pulse:
         """`step`: optimiser steps done. What is not given stays as it was."""
         beat = self._beat
         beat.phase = phase or beat.phase
-        beat.step = beat.step if step is None else step
+        if step is not None:
+            self._step_to(step)
+        beat.own_seconds = None if self.own_seconds is None else round(self.own_seconds, 6)
+        self.beats += 1
         beat.progress = progress or beat.progress
         beat.checkpoint = checkpoint or beat.checkpoint
         self._write()
+
+    def _step_to(self, step: int) -> None:
+        now, gained = time.monotonic(), step - self._beat.step
+        if gained > 0 and self._stepped is not None:
+            self.intervals.append((now - self._stepped) / gained)
+        self._stepped = now if gained > 0 else None
+        self._beat.step = step
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._beat.step
+
+    @property
+    def phase(self) -> str:
+        return self._beat.phase
+
+    def answers(self, stack_signal: int | None) -> None:
+        """Tells the agent the signal on which this rank writes its stacks."""
+        self._beat.stack_signal = stack_signal
 
     def reached(self, milestone: str) -> None:
         """Notes the time at which this attempt reached a milestone, the first time only: those of PhaseTime are told
@@ -82,7 +115,10 @@ class Pulse:
             if hasattr(self.phases, milestone):
                 setattr(self.phases, milestone, self._reached[milestone])
 
-    def fail(self, cause: Cause, message: str, *, exit_code: int, traceback: str | None = None) -> None:
+    def fail(
+        self, cause: Cause, message: str, *, exit_code: int, traceback: str | None = None,
+        missing: list[int] | None = None,
+    ) -> None:  # fmt: skip
         self._beat.failure = Failure(
             cause=cause,
             message=clean_text(message),
@@ -90,6 +126,7 @@ class Pulse:
             exit=exit_code,
             traceback=clean_text(traceback) if traceback else None,
             at=time.time(),
+            missing=missing,
         )
         self._write()
 

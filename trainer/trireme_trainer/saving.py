@@ -183,6 +183,7 @@ class Saver:
         with reporter.meter.outside("checkpoint-blocked"):
             reporter.pulse.beat("checkpoint")
             self._checkpointer.save(step, self._state(), self._meta(step))
+        reporter.pulse.beat("step")
         reporter.checkpoint_blocked(perf_counter() - begin)
 
     def poll(self, reporter: Reporter) -> None:
@@ -210,6 +211,7 @@ class Saver:
         if self._checkpointer is None:
             return
         self.save(step, reporter)
+        reporter.pulse.beat("checkpoint")
         with reporter.meter.outside("checkpoint-blocked"):
             self._checkpointer.wait()
         self.poll(reporter)
@@ -217,6 +219,7 @@ class Saver:
     def drain(self, reporter: Reporter) -> None:
         """Lets a save in flight end; for ends that all ranks reach together."""
         if self._checkpointer is not None:
+            reporter.pulse.beat("checkpoint")
             self._checkpointer.wait()
             self.poll(reporter)
 

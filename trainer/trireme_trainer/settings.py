@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from trireme_api.hang import HangPolicy
 from trireme_api.protocol import CheckpointRef, Env, FailureCount
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import problems
@@ -54,6 +55,7 @@ class Settings:
     """Seconds a collective may take until the first step is done: peers may still be importing or compiling."""
     step_timeout: float = 120.0
     """Seconds a collective may take afterwards."""
+    hang_policy: HangPolicy = field(default_factory=HangPolicy)
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -64,6 +66,8 @@ class Settings:
         recipe = _spec(Recipe, _document(text, Env.RECIPE), Env.RECIPE)
         text = env.get(Env.CHECKPOINT)
         checkpoint = _spec(CheckpointSpec, _document(text, Env.CHECKPOINT), Env.CHECKPOINT) if text else None
+        text = env.get(Env.HANG_POLICY)
+        hang_policy = _spec(HangPolicy, _document(text, Env.HANG_POLICY), Env.HANG_POLICY) if text else HangPolicy()
         world_size = _integer(env, Env.WORLD_SIZE, 1, least=1)
         settings = cls(
             recipe=recipe,
@@ -87,6 +91,7 @@ class Settings:
             compile_backend=env.get(Env.COMPILE_BACKEND, "inductor"),
             init_timeout=_seconds(env, Env.INIT_TIMEOUT, cls.init_timeout),
             step_timeout=_seconds(env, Env.STEP_TIMEOUT, cls.step_timeout),
+            hang_policy=hang_policy,
         )
         if settings.rank >= world_size:
             raise BadRecipe(f"{Env.RANK}: must be below {Env.WORLD_SIZE} = {world_size}, got {settings.rank}")

@@ -21,6 +21,7 @@ from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.devices import device_peak
 from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.hang import Board, HangWatch
 from trireme_trainer.heartbeat import Pulse
 from trireme_trainer.logbook import Logbook
 from trireme_trainer.metering import Arithmetic, Meter
@@ -28,6 +29,7 @@ from trireme_trainer.metrics import TrainMetrics
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, NonFinite, Stopped
+from trireme_trainer.pace import Pace
 from trireme_trainer.parallel.mesh import build_mesh
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
@@ -54,6 +56,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
     pulse.beat("init")
     with ExitStack() as closing:
         closing.callback(world.leave)
+        closing.enter_context(_hang_watch(settings, pulse, world))
         reporter = closing.enter_context(_reporting(settings, config, pulse, world))
         mixture = Mixture.from_recipe(recipe)
         _check_vocabulary(mixture, config)
@@ -227,6 +230,14 @@ def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: Wor
         metrics.serve(settings.metrics_port)
     log.info("%s on %d ranks, %s, %s", recipe.model.preset, world.size, name, recipe.precision)
     return Reporter(recipe, pulse, meter, Logbook(directory, settings.attempt), metrics)
+
+
+def _hang_watch(settings: Settings, pulse: Pulse, world: World) -> HangWatch:
+    on_host = world.device.type == "cpu" and world.size > 1
+    return HangWatch(
+        pulse, settings.hang_policy, board=Board.of_world(world.rank, world.size), pace=Pace() if on_host else None,
+        directory=settings.heartbeat_dir, local_rank=settings.local_rank,
+    )  # fmt: skip
 
 
 def _check_vocabulary(mixture: Mixture, config: ModelConfig) -> None:
