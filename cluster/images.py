@@ -32,6 +32,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     build.add_argument("--context", type=Path, help="build context (default: the Dockerfile's folder)")
     build.add_argument("--output", type=Path, help="write an archive for `cluster.py load-image`")
+    build.add_argument("--push", action="store_true", help="push it to the registry that its tag names")
     commands.add_parser("base", help="make the base image that needs no registry, and print its name")
     commands.add_parser("builder", help="print which builder is used: docker or buildah")
     for command in commands.choices.values():
@@ -49,6 +50,7 @@ def main(argv: Optional[List[str]] = None) -> int:
                 arguments.output,
                 build_arguments(arguments.build_arg),
                 arguments.context,
+                arguments.push,
             )
     except ClusterError as error:
         say(f"error: {error}")

@@ -119,16 +119,16 @@ def show_end(run: Run, entropy: float, summary: dict[str, Any]) -> None:
     say(f"  export KUBECONFIG={run.kube.kubeconfig}")
     say(f"  kubectl get tj {run.name} -o yaml            # conditions, progress, restarts, energy, carbon")
     say("  kubectl get pods,events -w                   # while you apply a job of your own")
-    say(f"  .venv/bin/trireme checkpoints verify {run.folder}")
+    say(f"  {run.storage.verify(run.place)}")
     say("  docs/architecture.md                         # how it works;  make cluster-down removes the cluster")
 
 
 def demo() -> None:
     began = time.monotonic()
     here = target.up()
-    target.install(here, target.images())
+    target.install(here, *target.images(here))
     with step("corpus: Debian's manuals, tokenised by `trireme prepare`"):
-        manifest = prepare(here.claim("corpus") / "debian")
+        manifest = prepare(here.storage(), "corpus/debian")
         entropy = float(manifest["unigramEntropy"])
         say(f"  {manifest['tokens']:,} tokens, unigram entropy {entropy:.3f} nats per token")
     ready = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""The project's images for the local cluster: built when what they are made of has changed, imported where missing."""
+"""The project's images: built when what they are made of has changed; imported where missing, or pushed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from demo.delivery import LOCAL
 from demo.kube import ROOT
 from demo.report import DemoError
-
-REGISTRY = "localhost/trireme"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Image:
     @property
     def placeholder(self) -> str:
         """The name in the local overlay; what is built is named after its content instead."""
-        return f"{REGISTRY}/{self.name}:dev"
+        return f"{LOCAL}/{self.name}:dev"
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Built:
 
     image: Image
     key: str
+    prefix: str = LOCAL
 
     @property
     def tag(self) -> str:
-        return f"{REGISTRY}/{self.image.name}:{self.key}"
+        return f"{self.prefix}/{self.image.name}:{self.key}"
 
     @property
     def archive(self) -> Path:
@@ -86,23 +88,20 @@ def archive_folder() -> Path:
     return cache / "images"
 
 
-def build(image: Image) -> Built:
-    """Builds the image unless an archive of the same content is there. Older archives of the image are removed."""
-    built = Built(image, key(image))
+def build(image: Image, prefix: str = LOCAL, push: bool = False) -> Built:
+    """Builds the image and pushes it, or keeps it as an archive and builds only where there is none of its content.
+
+    Whether a registry still has an image only the registry knows; building from unchanged layers and pushing what it
+    has takes seconds.
+    """
+    built = Built(image, key(image), prefix)
+    common = [str(image.dockerfile), "--context", str(ROOT), "--tag", built.tag]
+    common += ["--build-arg", f"REVISION={revision()}"]
+    if push:
+        cluster_tool("images.py", "build", *common, "--push")
+        return built
     if not built.archive.exists():
-        cluster_tool(
-            "images.py",
-            "build",
-            str(image.dockerfile),
-            "--context",
-            str(ROOT),
-            "--tag",
-            built.tag,
-            "--output",
-            str(built.archive),
-            "--build-arg",
-            f"REVISION={revision()}",
-        )
+        cluster_tool("images.py", "build", *common, "--output", str(built.archive))
     for old in archive_folder().glob(f"{image.name}-*.tar"):
         if old != built.archive:
             old.unlink()
@@ -116,18 +115,36 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def build_all() -> list[Built]:
-    return [build(image) for image in IMAGES]
+def build_all(prefix: str = LOCAL, push: bool = False) -> list[Built]:
+    return [build(image, prefix, push) for image in IMAGES]
 
 
-def with_built_images(manifests: str, built: list[Built]) -> str:
-    """Rendered manifests with the placeholders replaced by the names of what was built."""
-    for one in built:
-        manifests = manifests.replace(one.image.placeholder, one.tag)
-    return manifests
+def named(prefix: str) -> list[Built]:
+    """What building would make, by name alone."""
+    return [Built(image, key(image), prefix) for image in IMAGES]
 
 
-def load(built: list[Built]) -> None:
+def with_built_images(manifests: str, built: Sequence[Built], pull_policy: str) -> str:
+    """Rendered manifests with the placeholders replaced by what was built, and how nodes are to come by it."""
+    names = {one.image.placeholder: one.tag for one in built}
+    documents = [document for document in yaml.safe_load_all(manifests) if document]
+    for document in documents:
+        if document["kind"] != "Deployment":
+            continue
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            if container["image"] not in names:
+                continue
+            container["image"] = names[container["image"]]
+            container["imagePullPolicy"] = pull_policy
+            for entry in container.get("env", []):
+                if entry["name"] == "TRIREME_IMAGE_PULL_POLICY":
+                    entry["value"] = pull_policy
+                elif "value" in entry:
+                    entry["value"] = names.get(entry["value"], entry["value"])
+    return yaml.safe_dump_all(documents, sort_keys=False)
+
+
+def load(built: Sequence[Built]) -> None:
     """Imports into every node what the node does not have."""
     cluster_tool("cluster.py", "load-image", *(str(one.archive) for one in built))
 

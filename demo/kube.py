@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from demo.report import DemoError
 
@@ -33,14 +33,23 @@ class Kube:
     namespace: str = "default"
 
     def call(
-        self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = 120
+        self,
+        *arguments: str,
+        text: str | None = None,
+        source: IO[bytes] | None = None,
+        check: bool = True,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs kubectl; raises DemoError with the last line of its errors unless `check` is off."""
+        """Runs kubectl; raises DemoError with the last line of its errors unless `check` is off.
+
+        It reads `text`, or an open file from where its descriptor stands.
+        """
+        given: dict[str, Any] = {"stdin": source} if source is not None else {"input": text or ""}
         command = [kubectl_path(), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *arguments]
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         try:
             done = subprocess.run(
-                command, input=text, capture_output=True, text=True, timeout=timeout, check=False, env=env
+                command, **given, capture_output=True, text=True, timeout=timeout, check=False, env=env
             )
         except subprocess.TimeoutExpired:
             raise DemoError(f"kubectl {' '.join(arguments[:3])} gave no answer within {timeout:.0f} s") from None
@@ -70,9 +79,11 @@ class Kube:
     def delete(self, kind: str, name: str, wait: bool = True) -> None:
         self.call("delete", kind, name, "--ignore-not-found", f"--wait={str(wait).lower()}", timeout=180)
 
-    def exec(self, pod: str, *command: str, container: str = "", timeout: float = 60) -> str:
-        chosen = ["-c", container] if container else []
-        return self.out("exec", pod, *chosen, "--", *command, timeout=timeout)
+    def exec(
+        self, pod: str, *command: str, container: str = "", source: IO[bytes] | None = None, timeout: float = 60
+    ) -> str:
+        chosen = [*(["-c", container] if container else []), *(["-i"] if source is not None else [])]
+        return self.call("exec", pod, *chosen, "--", *command, source=source, timeout=timeout).stdout
 
     def within(self, namespace: str) -> Kube:
         return Kube(self.kubeconfig, namespace)

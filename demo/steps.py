@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo import target
+from demo import delivery, target
 from demo.images import build_all
 from demo.report import DemoError, complain, say, step
 
 
 def images() -> None:
+    prefix = delivery.registry(os.environ)
     with step("images"):
-        built = build_all()
+        built = build_all(prefix or delivery.LOCAL, push=bool(prefix))
     for one in built:
-        say(f"  {one.tag}  {one.archive}")
+        say(f"  {one.tag}  {'pushed' if prefix else one.archive}")
 
 
 def install() -> None:
     here = target.up()
-    target.install(here, target.images())
+    target.install(here, *target.images(here))
     say(f"\nexport KUBECONFIG={here.kube.kubeconfig}")
     say("kubectl apply -f job.yaml   # any TrainingJob, e.g. of manifests/samples; `kubectl get tj -w` shows it")
 

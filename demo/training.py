@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,46 +14,59 @@ from typing import Any
 
 from demo import curve
 from demo.corpus import corpus
-from demo.kube import Kube, wait_until
+from demo.kube import ROOT, Kube, wait_until
 from demo.report import DemoError
+from demo.storage import Storage
 from demo.target import Target
 
 VOCABULARY = 1024
 ENDED = ("Succeeded", "Failed", "Invalid")
 
 
-def prepare(folder: Path) -> dict[str, Any]:
-    """Shards of the corpus in `folder`, by the user's own command; returns their manifest."""
+SHARDS = ROOT / ".demo" / "shards"
+MANIFEST = "manifest.json"
+
+
+def prepare(storage: Storage, path: str) -> dict[str, Any]:
+    """Shards of the corpus at `path` of the storage, by the user's own command; returns their manifest."""
     command = [
         str(Path(sys.executable).parent / "trireme"),
         "prepare",
         str(corpus()),
         "--output",
-        str(folder),
+        str(SHARDS),
         "--include",
         "*.txt",
         "--document-separator",
         "blank-line",
         "--vocabulary",
         str(VOCABULARY),
+        # What an earlier demo made of another corpus is in the way of nobody.
+        "--overwrite",
         "--json",
     ]
+    SHARDS.parent.mkdir(exist_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DemoError(f"trireme prepare: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    # Pods run as another user than whoever prepares.
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return dict(json.loads((folder / "manifest.json").read_text()))
+    manifest = (SHARDS / MANIFEST).read_text()
+    if storage.text(f"{path}/{MANIFEST}") != manifest:
+        storage.put(SHARDS, path)
+    return dict(json.loads(manifest))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One TrainingJob whose checkpoints lie in a folder of this machine."""
+    """One TrainingJob and the storage that its checkpoints lie in."""
 
     kube: Kube
     name: str
-    folder: Path
+    storage: Storage
+
+    @property
+    def place(self) -> str:
+        """Of its checkpoints and its step log in the storage."""
+        return f"checkpoints/{self.name}"
 
     def job(self) -> dict[str, Any]:
         found = self.kube.get("trainingjob", self.name)
@@ -66,8 +78,7 @@ class Run:
         return dict(self.job().get("status") or {})
 
     def curve(self) -> curve.Curve:
-        path = self.folder / "metrics.jsonl"
-        return curve.parse(path.read_text().splitlines()) if path.exists() else curve.Curve()
+        return curve.parse(self.storage.text(f"{self.place}/metrics.jsonl").splitlines())
 
     def why(self) -> str:
         """One line on what the job does, for errors."""
@@ -171,15 +182,21 @@ def recover(run: Run, slot: int, timeout: float = 180) -> Recovery:
 
 def fresh(target: Target, manifest: Path, name: str, *options: str) -> Run:
     """Removes an earlier job of the name with its checkpoints, then applies the manifest."""
-    checkpoints = target.claim("checkpoints", target.kube.namespace)
+    storage = target.storage()
     target.kube.delete("trainingjob", name)
     wait_until(
         f"pods of an earlier {name}: end", lambda: not target.kube.items("pods", f"trireme.dev/job={name}"), timeout=120
     )
-    folder = checkpoints / name
-    shutil.rmtree(folder, ignore_errors=True)
-    target.kube.out("apply", *options, "-f", str(manifest))
-    return Run(target.kube, name, folder)
+    run = Run(target.kube, name, storage)
+    storage.remove(run.place)
+    if storage.node_selector:
+        # kubectl's own parser: what another makes of a number like 180e9 is a matter of taste.
+        job = target.kube.json("create", "--dry-run=client", "--validate=false", "-f", str(manifest))
+        job["spec"].setdefault("template", {})["nodeSelector"] = dict(storage.node_selector)
+        target.kube.out("apply", *options, "-f", "-", text=json.dumps(job))
+    else:
+        target.kube.out("apply", *options, "-f", str(manifest))
+    return run
 
 
 def started(run: Run, timeout: float = 240) -> None:

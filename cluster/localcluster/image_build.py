@@ -6,15 +6,17 @@ by chroot, which needs no more rights than root has inside a container.
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional
+from typing import Dict, Iterator, List, Mapping, Optional
 
-from . import archive, backend, base_image, debian, dockerfile, pip_settings
+from . import archive, backend, base_image, debian, dockerfile, image_prune, pip_settings
 from .paths import cache_dir
 from .report import ClusterError, say, step
 from .shell import environment, run, succeeds
@@ -54,8 +56,30 @@ class Buildah:
             *arguments,
         ]
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One build at a time in this store: pruning takes whatever no finished image needs."""
+        with open(self.store / "lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
     def has(self, image: str) -> bool:
         return succeeds(self.command("inspect", "--type", "image", image))
+
+    def push(self, tag: str) -> List[str]:
+        """The command; a registry on this machine itself may speak plain HTTP, as Docker has it too."""
+        plain = ["--tls-verify=false"] if dockerfile.registry(tag).split(":")[0] in ("localhost", "127.0.0.1") else []
+        policy = f"--signature-policy={self.policy}"
+        return self.command("push", "--quiet", policy, *plain, tag, f"docker://{tag}")
+
+    def write(self, tag: str, output: Path) -> None:
+        """As an OCI archive, whole or not at all."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = output.with_name(output.name + ".new")
+        scratch.unlink(missing_ok=True)
+        policy = f"--signature-policy={self.policy}"
+        run(self.command("push", "--quiet", policy, tag, f"oci-archive:{scratch}:{tag}"))
+        scratch.rename(output)
 
     def base(self) -> str:
         """Name of the base image that needs no registry, made when it is not there."""
@@ -102,9 +126,15 @@ def registry_answers(image: str, timeout: float = 4.0) -> bool:
 
 
 def build(
-    file: Path, tag: str, output: Optional[Path], given: Mapping[str, str], context: Optional[Path] = None
+    file: Path,
+    tag: str,
+    output: Optional[Path],
+    given: Mapping[str, str],
+    context: Optional[Path] = None,
+    push: bool = False,
 ) -> Dict[str, str]:
-    """Build `file` as `tag` and, with `output`, write an archive that `load-image` takes. Returns tag, builder, base.
+    """Build `file` as `tag`; with `output` write an archive that `load-image` takes, with `push` send it to its
+    registry. Returns tag, builder, base.
 
     The base argument of `FROM ${NAME}` keeps its public default where that registry can be reached, and becomes the
     bootstrapped base image where it cannot; give it with --build-arg to decide yourself.
@@ -122,31 +152,29 @@ def build(
         offered = {name: value for name, value in offered.items() if pip_settings.INSIDE not in value}
     values = {**dockerfile.used(declared, offered), **values}
     buildah = Buildah() if tool == BUILDAH else None
-    argument = dockerfile.base_argument(text)
-    if buildah is not None and argument is not None and argument not in given:
-        default = declared.get(argument)
-        if default is None or not (buildah.has(default) or registry_answers(default)):
-            base = values[argument] = buildah.base()
-            say(f"  {argument}={base} (the registry of {default or 'the base image'} does not answer)")
     if ":" not in tag.rsplit("/", 1)[-1]:
         tag += ":latest"
-    where = context or file.parent
-    with step(f"building {tag} with {tool}"):
-        if buildah is None:
-            _docker(file, where, tag, values, output)
-        else:
-            _buildah(buildah, file, where, tag, values, settings)
-    if output is not None and buildah is not None:
-        with step(f"writing {output}"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            scratch = output.with_name(output.name + ".new")
-            scratch.unlink(missing_ok=True)
-            run(
-                buildah.command(
-                    "push", "--quiet", f"--signature-policy={buildah.policy}", tag, f"oci-archive:{scratch}:{tag}"
-                )
-            )
-            scratch.rename(output)
+    with buildah.alone() if buildah is not None else nullcontext():
+        argument = dockerfile.base_argument(text)
+        if buildah is not None and argument is not None and argument not in given:
+            default = declared.get(argument)
+            if default is None or not (buildah.has(default) or registry_answers(default)):
+                base = values[argument] = buildah.base()
+                say(f"  {argument}={base} (the registry of {default or 'the base image'} does not answer)")
+        where = context or file.parent
+        with step(f"building {tag} with {tool}"):
+            if buildah is None:
+                _docker(file, where, tag, values, output)
+            else:
+                _buildah(buildah, file, where, tag, values, settings)
+        if buildah is not None:
+            image_prune.prune(buildah, tag)
+        if push:
+            with step(f"pushing {tag}"):
+                run(["docker", "push", "--quiet", tag] if buildah is None else buildah.push(tag), timeout=3600)
+        if output is not None and buildah is not None:
+            with step(f"writing {output}"):
+                buildah.write(tag, output)
     if output is not None and tag not in archive.images(output):
         raise ClusterError(f"{output} holds {', '.join(archive.images(output))}, not {tag}")
     return {"tag": tag, "builder": tool, "base": base}

@@ -23,7 +23,9 @@ def load(choice: backend.Choice, name: str, archives: Sequence[Path]) -> List[Di
     if choice.kind == backend.EXISTING:
         names = ", ".join(image for path in archives for image in archive.images(path))
         raise ClusterError(
-            f"KUBECONFIG names a cluster of your own: push {names} to a registry that it can reach instead"
+            f"KUBECONFIG names a cluster of your own: push {names} to a registry that it can reach instead "
+            "(`make` does with TRIREME_REGISTRY=registry.example/prefix, or takes them as there with "
+            "TRIREME_IMAGES=preloaded)"
         )
     if choice.kind == backend.KIND:
         for path in archives:

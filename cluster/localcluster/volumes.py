@@ -49,7 +49,8 @@ def make(choice: backend.Choice, name: str, claim: str, size: str, namespace: st
     """Make the folder (writable by any user, as containers run as one), the volume and the claim; safe to repeat."""
     if choice.kind == backend.EXISTING:
         raise ClusterError(
-            "KUBECONFIG names a cluster of your own: make a ReadWriteMany claim with its storage classes instead"
+            "KUBECONFIG names a cluster of your own: make a ReadWriteMany claim with its storage classes instead "
+            "(`make demo` does; TRIREME_STORAGE_CLASS chooses the class)"
         )
     if choice.kind == backend.BUILTIN:
         Cluster(name).require()

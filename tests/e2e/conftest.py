@@ -20,9 +20,7 @@ NAMESPACE = "e2e"
 @pytest.fixture(scope="session")
 def target() -> Target:
     here = cluster.up()
-    cluster.install(here, cluster.images())
-    here.claim("corpus", NAMESPACE)
-    here.claim("checkpoints", NAMESPACE)
+    cluster.install(here, *cluster.images(here))
     return Target(here.kube.within(NAMESPACE), here.kind)
 
 
@@ -34,7 +32,7 @@ def kube(target: Target) -> Kube:
 @pytest.fixture(scope="session")
 def manifest(target: Target) -> Document:
     """manifest.json of the prepared corpus, which jobs see as pvc://corpus/debian."""
-    return prepare(target.claim("corpus", NAMESPACE) / "debian")
+    return prepare(target.storage(), "corpus/debian")
 
 
 @pytest.fixture

@@ -106,14 +106,13 @@ def test_a_gang_larger_than_the_cluster(job: Document, jobs: Jobs) -> None:
 
 
 @pytest.fixture
-def garbage(target: Target, manifest: Document) -> Iterator[str]:
+def garbage(target: Target, manifest: Document, tmp_path: Path) -> Iterator[str]:
     """A folder of the corpus claim that `trireme prepare` never finished."""
-    folder: Path = target.claim("corpus", target.kube.namespace) / "garbage"
-    folder.mkdir(exist_ok=True)
-    (folder / "manifest.json").write_bytes(b"\x00\xffnot json")
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "manifest.json").write_bytes(b"\x00\xffnot json")
+    target.storage().put(tmp_path / "garbage", "corpus/garbage")
     yield "pvc://corpus/garbage"
-    (folder / "manifest.json").unlink()
-    folder.rmdir()
+    target.storage().remove("corpus/garbage")
 
 
 def test_an_unreadable_corpus(job: Document, jobs: Jobs, garbage: str) -> None:

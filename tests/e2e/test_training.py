@@ -11,7 +11,7 @@ from e2e_support import EVERY, STEPS, Jobs, operator_pods
 
 from demo.curve import Curve
 from demo.kube import ROOT, Kube, conditions, events_of, wait_until
-from demo.target import SYSTEM, Target
+from demo.target import SYSTEM, Target, trainer_image
 from demo.training import Run, kill_rank, recover, started
 
 EXACT = 1e-5
@@ -141,8 +141,9 @@ def test_your_own_script_gets_ranks_like_under_torchrun(jobs: Jobs, kube: Kube, 
 
     script, ring = yaml.safe_load_all((ROOT / "manifests" / "samples" / "custom-script.yaml").read_text())
     kube.apply(script)
-    ring["spec"]["template"]["image"] = trainer_image(target)
-    ring["spec"]["template"]["imagePullPolicy"] = "Never"
+    image, policy = trainer_image(target.kube)
+    ring["spec"]["template"]["image"] = image
+    ring["spec"]["template"]["imagePullPolicy"] = policy
     run = jobs.run(ring, "ring")
     succeed(run)
     logs = [
@@ -150,13 +151,6 @@ def test_your_own_script_gets_ranks_like_under_torchrun(jobs: Jobs, kube: Kube, 
     ]
     assert len(logs) == 2
     assert any("step 10: 2 ranks agree on 3" in log for log in logs), logs
-
-
-def trainer_image(target: Target) -> str:
-    """What the operator was installed with."""
-    (pod,) = operator_pods(target)
-    (container,) = pod["spec"]["containers"]
-    return str(next(e["value"] for e in container["env"] if e["name"] == "TRIREME_TRAINER_IMAGE"))
 
 
 def test_deleting_a_job_leaves_nothing(job: dict[str, Any], jobs: Jobs, kube: Kube) -> None:

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from localcluster import archive, dockerfile
+from localcluster import archive, dockerfile, image_prune
 from localcluster.pip_settings import INSIDE, from_options, parse_config_list
 from localcluster.report import ClusterError
 
@@ -113,3 +113,33 @@ def test_no_pip_settings_at_all_are_fine() -> None:
     settings = from_options(parse_config_list(""))
     assert settings.pip_conf() == "[global]\n"
     assert (settings.mounts, settings.build_arguments()) == ([], {})
+
+
+def listed(name: str, created: str) -> dict[str, object]:
+    return {"id": created, "names": [name], "createdatraw": created}
+
+
+def test_pruning_keeps_the_newest_tags_of_each_name() -> None:
+    images = [
+        listed("localhost/trireme/trainer:a", "2026-01-01T00:00:00Z"),
+        listed("localhost/trireme/trainer:b", "2026-01-03T00:00:00Z"),
+        listed("localhost/trireme/trainer:c", "2026-01-02T00:00:00Z"),
+        listed("localhost/trireme/operator:a", "2025-01-01T00:00:00Z"),
+        listed("localhost/trireme-base:latest", "2025-01-01T00:00:00Z"),
+        {"id": "x", "names": None, "createdatraw": "2025-01-01T00:00:00Z"},
+    ]
+    old = image_prune.outdated(images, "localhost/trireme/trainer:c", keep=2)
+    assert old == ["localhost/trireme/trainer:a"]
+    assert image_prune.outdated(images, "localhost/trireme/trainer:a", keep=1) == [
+        "localhost/trireme/trainer:c",
+        "localhost/trireme/trainer:b",
+    ]
+    assert image_prune.outdated(images, "localhost/trireme/operator:a") == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [("a/b:1", "a/b"), ("localhost:5000/a/b:1", "localhost:5000/a/b"), ("localhost:5000/a", "localhost:5000/a")],
+)
+def test_the_name_of_a_tag(tag: str, name: str) -> None:
+    assert image_prune.repository(tag) == name
