@@ -16,13 +16,18 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
+seconds: dict[str, float] = {}
+"""Of the steps done so far, by title."""
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Prints the title, then the seconds it took."""
     say(f"▸ {title}")
     began = time.monotonic()
     yield
-    say(f"  {time.monotonic() - began:.1f} s")
+    seconds[title] = round(time.monotonic() - began, 1)
+    say(f"  {seconds[title]} s")
 
 
 def complain(error: DemoError) -> int:
