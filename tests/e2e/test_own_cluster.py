@@ -17,6 +17,8 @@ from demo.storage import CLAIMS, Folder, InPod
 from demo.target import Target
 from demo.training import prepare
 
+# The first of them may be the one that brings up the cluster and trains the baseline.
+pytestmark = pytest.mark.timeout(900)
 STEPS = 10
 EXACT = 1e-5
 Document = dict[str, Any]
