@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rig import KubeletStandIn, OperatorProcess, World, eventually, script_job
@@ -94,6 +95,40 @@ def test_a_lost_pod_is_replaced_and_the_others_stay(world: World, operators: Ope
     assert sorted(after) == ["lost-0-2", "lost-1-1"]
     assert after["lost-1-1"] == before["lost-1-1"]
     assert status["restarts"]["pod"] == 1
+
+
+AGREE = """
+import os, pathlib, signal, sys, time
+flag = pathlib.Path({!r})
+signal.signal(signal.SIGTERM, lambda *_: flag.touch())
+print("up", flush=True)
+while not flag.exists() or os.environ["TRIREME_ATTEMPT"] != "1":
+    time.sleep(0.05)
+sys.exit(75)
+"""
+
+
+def test_an_evicted_pod_takes_the_gang_through_a_save_and_is_not_charged(
+    world: World, operators: Operators, kubelet: Kubelets, tmp_path: Path
+) -> None:
+    """What a drain does: SIGTERM to one pod. Its ranks tell the others (here by a file), all save and exit 75."""
+    operators()
+    kubelet(run=True)
+    # One restart in all: were the eviction charged, or a cascade of it, the job would fail.
+    ladder = [{"action": "ReplacePod", "max": 1}]
+    code = AGREE.format(str(tmp_path / "asked"))
+    world.create("drained", script_job(2, code, failurePolicy={"ladder": ladder}))
+    world.wait_phase("drained", "Running")
+    before = uids(world.pods("drained"))
+    world.api.request("DELETE", f"/api/v1/namespaces/{world.namespace}/pods/drained-1-1")
+    eventually(lambda: world.status("drained")["attempt"] == 2, "a second attempt")
+    status = world.wait_phase("drained", "Running")
+    after = uids(world.pods("drained"))
+    assert sorted(after) == ["drained-0-1", "drained-1-2"]
+    assert after["drained-0-1"] == before["drained-0-1"], "the other pod stays"
+    assert status["attempt"] == 2, "one eviction, one new attempt"
+    assert status["lastFailure"]["cause"] == "preemption"
+    assert [(record["action"], record["charged"]) for record in status["restarts"]["recent"]] == [("ReplacePod", False)]
 
 
 def test_suspend_and_resume(world: World, operators: Operators, kubelet: Kubelets) -> None:

@@ -44,7 +44,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
 
     results: fault → {what, kind, target, detectTarget, summary, verdict, …}, as the result file holds it.
     """
-    head = ["fault", "n", *TITLES.values(), "total", "target", "lost steps", "verdict"]
+    head = ["fault", "n", *TITLES.values(), "total", "target", "lost steps", "load", "verdict"]
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] * len(head)) + "|"]
     for name, result in results.items():
         found = result["summary"]
@@ -54,7 +54,8 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [name, str(found["n"])]
         cells += [_pair(found["phases"].get(phase)) for phase in PHASES]
         pause = " (pause)" if result["kind"] == "pause" else ""
-        cells += [_pair(found["total"]) + pause, _target(result), _pair(found["lostSteps"], 0), result["verdict"]]
+        cells += [_pair(found["total"]) + pause, _target(result), _pair(found["lostSteps"], 0)]
+        cells += [f"{result['load']:g}", result["verdict"]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

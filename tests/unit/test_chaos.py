@@ -133,14 +133,15 @@ def test_median_and_worst() -> None:
 
 def test_the_table_goes_between_its_marks_and_nowhere_else() -> None:
     result = {
-        "kind": "recovery", "target": 10, "detectTarget": 2, "verdict": "met", "summary": table.summary([trial(5.0)]),
+        "kind": "recovery", "target": 10, "detectTarget": 2, "verdict": "met", "load": 1.5,
+        "summary": table.summary([trial(5.0)]),
     }  # fmt: skip
     none = {"kind": "recovery", "verdict": "broken: x", "summary": table.summary([])}
     text = table.markdown({"rank-sigkill": result, "other": none})
     rows = text.splitlines()
     assert len({row.count("|") for row in rows}) == 1, text
     assert rows[2].startswith("| rank-sigkill | 1 | 0.50 / 0.50 | – |")
-    assert "| 5.00 / 5.00 | 10, detect 2 | 3 / 3 | met |" in rows[2]
+    assert "| 5.00 / 5.00 | 10, detect 2 | 3 / 3 | 1.5 | met |" in rows[2]
     page = f"before\n{table.BEGIN.format('local')}\nold\n{table.END.format('local')}\nafter\n"
     once = table.put(page, "local", text)
     assert "old" not in once
