@@ -137,6 +137,14 @@ class Job:
         self.wait_for("all ranks run", lambda: self.status().get("phase") == "Running", 240)
         self.wait_for("steps beyond a checkpoint", there, 240)
 
+    def spares_ready(self) -> None:
+        """Waits until every pod's warm spares have imported the trainer and sleep."""
+        agents = [agent_of(pod) for pod in self.arena.pods(self.name) if not pod["metadata"].get("deletionTimestamp")]
+        for agent in agents:
+            if environment(agent).get("TRIREME_AGENT_WARM_START") != "1":
+                return
+        self.wait_for("spares that have imported the trainer", lambda: all(sleeping_spares(a) for a in agents), 240)
+
     def further(self, steps: int, timeout: float = 120.0) -> None:
         here = self.curve().last_step()
         self.wait_for(f"step {here + steps}", lambda: self.curve().last_step() >= here + steps, timeout)
@@ -228,6 +236,23 @@ def rank_of(pod: Json) -> int:
     if not ranks:
         raise Broken(f"no rank runs in pod {pod['metadata']['name']}")
     return min(ranks)
+
+
+def sleeping_spares(agent: int) -> bool:
+    """Whether an agent has spares, and each sleeps and has used no processor time for a second."""
+
+    def look() -> dict[int, tuple[str, str]]:
+        found = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and parent(int(entry)) == agent and not connected(int(entry)):
+                with contextlib.suppress(OSError):
+                    fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                    found[int(entry)] = (fields[0], f"{fields[11]} {fields[12]}")
+        return found
+
+    before = look()
+    time.sleep(1.0)
+    return bool(before) and before == look() and all(state == "S" for state, _ in before.values())
 
 
 def connected(pid: int) -> bool:

@@ -47,6 +47,8 @@ class Fault:
     """That `status.restartCount` may rise by; a suspension is not a restart."""
     keeps_every_step: bool = False
     """True: what the ranks were asked to save was saved, and no step is done twice."""
+    spares_ready: bool = True
+    """True: only once the warm spare of every rank is ready, as it is but for the first seconds of an attempt."""
     log_on_same_disk: bool = False
     """True: the step log may miss rows, for it lies on the disk that was full."""
     target: float | None = None
@@ -323,6 +325,10 @@ def cable_pulled(scene: Scene) -> float:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("rank-sigkill", "SIGKILL to one rank", rank_killed, target=10, detect=2),
+    Fault(
+        "rank-sigkill-early", "SIGKILL to one rank while the warm spares still import torch", rank_killed,
+        spares_ready=False, detect=2,
+    ),
     Fault("rank-sigstop", "SIGSTOP to one rank: it hangs", rank_stopped, target=60, detect=15),
     Fault("agent-killed", "SIGKILL to a pod's agent, PID 1 of the pod", agent_killed, target=30, detect=2),
     Fault("pod-deleted", "a pod deleted with no grace", pod_deleted, target=30),

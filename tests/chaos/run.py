@@ -93,6 +93,9 @@ def undisturbed(arena: Arena) -> dict[int, float]:
 
 def trial(fault: Fault, job: Job, away: float) -> Trial:
     """Breaks the job once, waits until it is whole, checks everything, measures. Raises Broken."""
+    if fault.spares_ready:
+        job.steady()
+        job.spares_ready()
     job.steady()
     before = job.status()
     attempt, restarts = int(before["attempt"]), int(before.get("restartCount") or 0)
