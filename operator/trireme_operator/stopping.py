@@ -50,4 +50,7 @@ def stop(draft: Draft) -> None:
 def _stopped(draft: Draft, place: Place) -> bool:
     if not draft.alive(place):
         return place.pod is None or place.pod.over or place.node_lost(draft.now, draft.seen.limits.silent_seconds)
-    return place.heard is None or place.says(draft.status.attempt, AgentState.EXITED, AgentState.WAITING)
+    if place.heard is None:
+        # An operator that has just started has heard nobody yet: ranks that still save must not be taken for stopped.
+        return place.pod is None or place.pod.phase != "Running"
+    return place.says(draft.status.attempt, AgentState.EXITED, AgentState.WAITING)

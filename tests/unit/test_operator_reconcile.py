@@ -206,6 +206,30 @@ def test_suspend_saves_stops_and_only_then_gives_the_nodes_back() -> None:
     assert [s.incarnation for s in scene.status.slots] == [2, 2]
 
 
+def test_an_operator_that_starts_while_a_gang_suspends_waits_for_what_it_has_not_heard() -> None:
+    scene = Scene().run()
+    scene.edit(runPolicy={"suspend": True})
+    scene.settle()
+    scene.heard.clear()
+    scene.settle()
+    assert scene.status.phase == Phase.SUSPENDING, "ranks may still be saving"
+    scene.hear_all(AgentState.EXITED, ranks=[RankReport(0, exit=75)], checkpoint=CheckpointRef(79, "p"))
+    scene.settle()
+    assert scene.status.phase == Phase.SUSPENDED
+    assert "step 79" in scene.status.explanation
+
+
+def test_pods_that_have_not_begun_do_not_hold_up_a_suspension() -> None:
+    scene = Scene()
+    scene.settle()
+    scene.create_all()
+    for uid in list(scene.pods):
+        scene.change_pod(uid, phase="Pending")
+    scene.edit(runPolicy={"suspend": True})
+    scene.settle()
+    assert scene.status.phase == Phase.SUSPENDED
+
+
 def test_a_gang_that_does_not_stop_is_deleted_after_its_grace() -> None:
     scene = Scene().run()
     scene.edit(runPolicy={"suspend": True})
