@@ -1,4 +1,4 @@
-"""spec.failurePolicy: the restart ladder, its budgets, and rules about single failures."""
+"""spec.failurePolicy and spec.nodePolicy: the restart ladder, its budgets, rules about single failures, sick nodes."""
 
 from __future__ import annotations
 
@@ -69,3 +69,15 @@ class FailurePolicy(Spec):
     ladder: tuple[LadderStep, ...] = Field(default=DEFAULT_LADDER, min_length=1, max_length=8)
     rules: tuple[FailureRule, ...] = Field(default=(), max_length=32)
     stop_when: StopWhen = StopWhen()
+
+
+class NodePolicy(Spec):
+    """Which nodes this job keeps away from. Nodes themselves are never touched: they are others' to repair."""
+
+    avoid_after_failures: int = Field(default=2, ge=0)
+    """Failures of the infrastructure, of the network or by hanging that began on one node within the failure policy's
+    window before the job avoids it; 0: never. Never so many nodes that the gang would not fit the others."""
+    avoid_for_seconds: PositiveInt = 86_400
+    leave_cordoned: bool = True
+    """Pods on a node that is cordoned, or gets a NoSchedule or NoExecute taint they do not tolerate, save and move if
+    the other nodes could hold the gang. False: they stay until they are evicted, and save then."""

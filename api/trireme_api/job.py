@@ -11,6 +11,7 @@ from trireme_api.failures import DEFAULT_LADDER as DEFAULT_LADDER
 from trireme_api.failures import FailurePolicy as FailurePolicy
 from trireme_api.failures import FailureRule as FailureRule
 from trireme_api.failures import LadderStep as LadderStep
+from trireme_api.failures import NodePolicy as NodePolicy
 from trireme_api.failures import RestartAction as RestartAction
 from trireme_api.failures import RuleAction as RuleAction
 from trireme_api.failures import StopWhen as StopWhen
@@ -82,6 +83,7 @@ class TrainingJobSpec(Spec):
     run_policy: RunPolicy = RunPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
     hang_policy: HangPolicy = HangPolicy()
+    node_policy: NodePolicy = NodePolicy()
     scheduling_policy: SchedulingPolicy = SchedulingPolicy()
     carbon_policy: CarbonPolicy = CarbonPolicy()
 
@@ -185,6 +187,8 @@ class RestartRecord(Status):
     """False: does not count against the budget (a rule says so, or it was taken)."""
     taken: bool = False
     """True: the API server says that the cluster took the pod away; says nothing of the job."""
+    node: str | None = None
+    """Where the failure began."""
 
 
 class Restarts(Status):
@@ -226,6 +230,12 @@ class LastFailure(Status):
     stacks: str | None = None
     """After a hang: where the stacks of the ranks were saved."""
     phases: RecoveryPhases = Field(default_factory=RecoveryPhases)
+
+
+class AvoidedNode(Status):
+    name: str
+    until: str
+    reason: str = ""
 
 
 class EnergyStatus(Status):
@@ -304,6 +314,10 @@ class TrainingJobStatus(Status):
     restart_count: int = 0
     budgets_left: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Restarts left by cause and step of the ladder; causes that have used none have all of spec.failurePolicy."""
+    avoided_nodes: list[AvoidedNode] = Field(default_factory=list)
+    """Nodes that get no pod of this job for a while (spec.nodePolicy)."""
+    draining: list[str] = Field(default_factory=list)
+    """Nodes that the job is leaving: its pods there save and are replaced elsewhere."""
     last_failure: LastFailure | None = None
     hang: HangStatus | None = None
     stragglers: list[Straggler] = Field(default_factory=list)

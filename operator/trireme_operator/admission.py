@@ -29,11 +29,13 @@ class Demand:
     requests: Amounts
     selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
+    avoid: frozenset[str] = frozenset()
+    """Nodes by name that it keeps away from."""
 
     @property
     def kind(self) -> object:
         """Equal for demands that any node answers alike."""
-        return tuple(sorted(self.requests.items())), tuple(sorted(self.selector.items())), self.tolerations
+        return tuple(sorted(self.requests.items())), tuple(sorted(self.selector.items())), self.tolerations, self.avoid
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ class Taken:
     node: str = ""
 
 
-def demand_of(spec: TrainingJobSpec) -> Demand:
+def demand_of(spec: TrainingJobSpec, avoid: Iterable[str] = ()) -> Demand:
     """Requests of one pod, limits standing in where there is no request (as the API server defaults them)."""
     resources = spec.template.resources
     amounts = {name: parse_quantity(value) for name, value in {**resources.limits, **resources.requests}.items()}
     amounts["pods"] = 1.0
-    return Demand(amounts, dict(spec.template.node_selector), tuple(spec.template.tolerations))
+    return Demand(amounts, dict(spec.template.node_selector), tuple(spec.template.tolerations), frozenset(avoid))
 
 
 def tolerates(tolerations: Sequence[Toleration], taint: tuple[str, str, str]) -> bool:
@@ -89,7 +91,7 @@ def tolerates(tolerations: Sequence[Toleration], taint: tuple[str, str, str]) ->
 
 def eligible(node: Node, demand: Demand, *, even_if_down: bool = False) -> bool:
     """Whether pods of this kind may go to the node at all, room aside."""
-    if not even_if_down and (not node.ready or node.unschedulable):
+    if node.name in demand.avoid or (not even_if_down and (node.suspect or node.unschedulable)):
         return False
     if any(node.labels.get(key) != value for key, value in demand.selector.items()):
         return False

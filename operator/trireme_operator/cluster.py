@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from trireme_api.job import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
+from trireme_operator import leases
 from trireme_operator.actions import Note
 from trireme_operator.api import Api, ApiError, Json
 from trireme_operator.events import Recorder
@@ -94,6 +95,10 @@ class KubernetesCluster:
 
     async def list_nodes(self) -> tuple[list[Json], str]:
         return await self._api.list("/api/v1/nodes")
+
+    async def list_node_leases(self) -> list[Json]:
+        items, _ = await self._api.list(f"/apis/coordination.k8s.io/v1/namespaces/{leases.NAMESPACE}/leases")
+        return items
 
     async def priority_of(self, name: str) -> int | None:
         """The value of a PriorityClass; None if there is none of this name."""

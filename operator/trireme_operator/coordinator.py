@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MAX_REPORT_BYTES = 256 * 1024
 MAX_RANKS = 1024
 MAX_WAIT_SECONDS = 55.0
+SHORT_WAIT_SECONDS = 5.0
+REPORTS_PER_SECOND = 300.0
+"""What polling may cost; from 1,500 agents on the waits grow, and silence is noticed later."""
 COALESCE_SECONDS = 0.01
 """Reports of a large gang come in bursts; the crew is read anew once for each burst."""
 
@@ -131,7 +134,7 @@ class Coordinator:
             return _error(403, "the token belongs to another pod")
         try:
             report = Report.from_json(await request.json())
-            wait = min(MAX_WAIT_SECONDS, max(0.0, float(request.query.get("wait", "0"))))
+            wait = min(self._longest_wait(), max(0.0, float(request.query.get("wait", "0"))))
             if len(report.ranks) > MAX_RANKS:
                 raise ProtocolError(f"Report.ranks: at most {MAX_RANKS} (got {len(report.ranks)})")
         except web.HTTPRequestEntityTooLarge:
@@ -147,13 +150,17 @@ class Coordinator:
             job, pod = self._store.jobs.get(key), self._store.pods.get(caller.pod_uid)
         if job is None or pod is None or pod.owner_uid != job.uid:
             return _error(404, f"the pod belongs to no TrainingJob {key[0]}/{key[1]}")
-        if self._store.hear(pod.uid, report, self._clock()):
+        if self._store.hear(pod.uid, report, self._clock(), wait):
             self._mark(key)
             self.touch(key)
         assignment = await self._settled(key, pod.uid, report.holding, wait)
         if assignment is None:
             return _error(503, "this replica is closing; ask again", {"Retry-After": "1", "Connection": "close"})
         return web.json_response(assignment.to_json())
+
+    def _longest_wait(self) -> float:
+        """An answer is also a reason to report again: short while agents are few, so that a silent one is noticed."""
+        return min(MAX_WAIT_SECONDS, max(SHORT_WAIT_SECONDS, self.polling / REPORTS_PER_SECOND))
 
     async def _look_again(self, key: Key) -> None:
         """An agent may be faster than our view of its pod; but nobody may make us read the API server all the time."""

@@ -94,7 +94,8 @@ class Desk:
     def _waiting(self, job: Job) -> Waiting:
         assert job.spec is not None
         replicas = job.spec.replicas
-        return Waiting(job.key, demand_of(job.spec), _all_pods(job), self._priority(job.spec), job.created_at, replicas)
+        demand, priority = demand_of(job.spec, _avoided(job)), self._priority(job.spec)
+        return Waiting(job.key, demand, _all_pods(job), priority, job.created_at, replicas)
 
     def _grows(self, job: Job) -> bool:
         """Whether it runs with fewer pods than it asks for."""
@@ -110,7 +111,8 @@ class Desk:
         spares, missing = sum(slot.spare for slot in slots), _all_pods(job) - len(slots)
         ranked = len(slots) - spares
         priority, replicas = self._priority(job.spec), job.spec.replicas
-        return Waiting(job.key, demand_of(spec), missing, priority, job.created_at, replicas, ranked, spares)
+        demand = demand_of(spec, _avoided(job))
+        return Waiting(job.key, demand, missing, priority, job.created_at, replicas, ranked, spares)
 
     def _priority(self, spec: TrainingJobSpec) -> int:
         return self.priorities.get(spec.scheduling_policy.priority_class_name or "", 0)
@@ -132,7 +134,7 @@ class Desk:
         """Slots of admitted gangs whose pod is not on a node yet, and gangs whose admission is just being written."""
         for job in self.store.jobs.values():
             if job.key in self._granted and job.status.phase not in HOLDING and job.spec is not None:
-                yield from [Taken(demand_of(job.spec))] * self._granted[job.key]
+                yield from [Taken(demand_of(job.spec, _avoided(job)))] * self._granted[job.key]
             if job.status.phase not in HOLDING or job.status.phase == Phase.SUSPENDING or job.deleting:
                 continue
             spec = effective(job)
@@ -140,7 +142,11 @@ class Desk:
                 continue
             on_node = {pod.name for pod in self.store.pods_of(job.key) if pod.node and pod.owner_uid == job.uid}
             absent = sum(pod_name(job.name, slot) not in on_node for slot in job.status.slots)
-            yield from [Taken(demand_of(spec))] * absent
+            yield from [Taken(demand_of(spec, _avoided(job)))] * absent
+
+
+def _avoided(job: Job) -> list[str]:
+    return [node.name for node in job.status.avoided_nodes]
 
 
 def _all_pods(job: Job) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trireme_api.job import Phase, Slot, TrainingJobSpec, pod_name
@@ -44,13 +45,17 @@ class Place:
         return report.failure is None and bool(report.ranks) and all(rank.exit == 0 for rank in report.ranks)
 
     def node_lost(self, now: float, silent_seconds: float) -> bool:
-        """The node is gone, or not ready while the agent has fallen silent too (a dead kubelet alone costs nothing)."""
-        if self.node_gone:
-            return True
-        if self.node is None or self.node.ready:
-            return False
-        since = max(self.node.not_ready_since or 0.0, self.heard.at if self.heard else 0.0)
-        return now - since >= silent_seconds
+        """The node is gone, or suspect while the agent has fallen silent too: a dead kubelet alone costs nothing, nor
+        does one missed poll."""
+        return self.node_gone or now >= self.lost_at(silent_seconds)
+
+    def lost_at(self, silent_seconds: float) -> float:
+        """When the pod counts as lost with its node if nothing more is heard; infinity while the node is well."""
+        if self.node is None or not self.node.suspect:
+            return math.inf
+        if self.heard is None:
+            return (self.node.not_ready_since or 0.0) + silent_seconds
+        return self.heard.at + self.heard.wait + silent_seconds
 
 
 def places(job: Job, seen: Observed) -> list[Place]:
@@ -102,6 +107,10 @@ def changes(job: Job, spec: TrainingJobSpec | None, seen: Observed, now: float) 
     for pod in seen.pods:
         slot = wanted.get(pod.name)
         replaced = slot is not None and slot.pod_uid not in (None, pod.uid)
+        left = pod.node in status.draining and status.phase != Phase.SUSPENDING and not pod.over
+        if slot is not None and not replaced and left and not pod.leaving:
+            # With its own grace: its ranks, and so those of the whole gang, save first.
+            acts.append(DeletePod(pod.name, pod.uid))
         if (slot is None or replaced) and not pod.leaving and pod.incarnation <= status.attempt:
             # A newer incarnation than status knows means that this view of the status is old: leave it alone.
             acts.append(DeletePod(pod.name, pod.uid, None if status.phase == Phase.SUSPENDED else GANG_GRACE_SECONDS))

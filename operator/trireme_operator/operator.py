@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import logging
 import signal
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +21,11 @@ from trireme_operator.cluster import KubernetesCluster
 from trireme_operator.controller import Controller
 from trireme_operator.coordinator import Coordinator, serve
 from trireme_operator.desk import Desk, foreign_taken
+from trireme_operator.gang import HOLDING
 from trireme_operator.health import Health, application
 from trireme_operator.identity import Reviewer
 from trireme_operator.leader import Leader
+from trireme_operator.leases import SAMPLE_SECONDS, Leases, renewal_of
 from trireme_operator.metrics import JobCollector, Metrics
 from trireme_operator.options import COORDINATOR_SERVICE, Options
 from trireme_operator.pods import Images
@@ -139,6 +142,7 @@ class Operator:
         await self._resync()
         self.health.synced = True
         await self.leader.acquire()
+        self.store.begin_listening(self.controller.clock())
         await self._resync()
         for key in self.store.jobs:
             self.queue.add(key)
@@ -146,6 +150,7 @@ class Operator:
             self.leader.keep(),
             self._keep_in_step(),
             self._count_others(),
+            self._hear_kubelets(),
             self.cluster.post_notes(),
             self.controller.keep_admitting(),
             *(self.controller.work(self.metrics.reconciled) for _ in range(self.options.workers)),
@@ -194,6 +199,25 @@ class Operator:
                     self.store.capacity_version += 1
             except ApiError as error:
                 log.warning("pods of others: %s", error)
+
+    async def _hear_kubelets(self) -> None:
+        """Looks at the leases of nodes while any gang is on them."""
+        kubelets = Leases()
+        while self.options.watch_nodes:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            if not any(job.status.phase in HOLDING for job in self.store.jobs.values()):
+                continue
+            try:
+                renewals = [renewal_of(obj) for obj in await self.cluster.list_node_leases()]
+            except ApiError as error:
+                log.warning("leases of nodes: %s", error)
+                continue
+            stale = kubelets.sample(renewals, time.monotonic())
+            for name in self.store.mark_stale(stale, self.controller.clock()):
+                log.warning("node %s: its kubelet %s", name, "is silent" if name in stale else "is heard again")
+                for key in self.store.jobs_on(name):
+                    self.queue.add(key)
+        await asyncio.Event().wait()
 
     async def _learn_priorities(self) -> None:
         for name in self.desk.priority_names():

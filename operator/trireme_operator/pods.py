@@ -70,6 +70,8 @@ def pod_manifest(job: Job, spec: TrainingJobSpec, slot: Slot, images: Images) ->
     }
     if template.node_selector:
         pod_spec["nodeSelector"] = dict(template.node_selector)
+    if job.status.avoided_nodes:
+        pod_spec["affinity"] = _away_from([node.name for node in job.status.avoided_nodes])
     if template.runtime_class_name:
         pod_spec["runtimeClassName"] = template.runtime_class_name
     if template.image_pull_secrets:
@@ -111,6 +113,13 @@ def labels(job: Job) -> dict[str, str]:
         JOB_LABEL: job.name,
         JOB_UID_LABEL: job.uid,
     }
+
+
+def _away_from(nodes: list[str]) -> dict[str, Any]:
+    """By name, which every node has; a field takes one value per expression, and all expressions must hold."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in sorted(nodes)]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 
 def _restricted() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from trireme_api.job import TERMINAL, ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState
 
-from trireme_operator import conditions
+from trireme_operator import conditions, nodes
 from trireme_operator.accounting import account
 from trireme_operator.actions import Act, Decision, DeleteJob
 from trireme_operator.clock import seconds, stamp
@@ -36,6 +36,7 @@ def reconcile(job: Job, seen: Observed, now: float) -> Decision:
         )
 
     draft = Draft(job, spec, seen, now, job.status.model_copy(deep=True))
+    nodes.expire(draft)
     phase = draft.status.phase
     if phase in TERMINAL:
         actions: list[Act] = list(changes(job, spec, seen, now))
@@ -63,7 +64,8 @@ def decisive(status: TrainingJobStatus) -> object:
     """What pods and assignments follow from: when it moves, it is written before anything is done."""
     slots = [(slot.index, slot.incarnation, slot.spare) for slot in status.slots]
     known = status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
-    return known, status.sizing.target, status.hang.attempt if status.hang is not None else None
+    hang = status.hang.attempt if status.hang is not None else None
+    return known, status.sizing.target, hang, status.draining
 
 
 def _invalid(job: Job, now: float) -> Decision:

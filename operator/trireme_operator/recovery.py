@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from trireme_api.job import FailurePolicy, LadderStep, RestartAction, RestartRecord, RuleAction, TrainingJobStatus
@@ -82,7 +82,7 @@ def breakdown(place: Place, attempt: int, now: float, limits: Limits) -> Breakdo
             slot.index,
         )
     if pod.phase == "Failed":
-        return _of_ended_pod(place, pod, now - limits.settle_seconds)
+        return _of_ended_pod(place, pod, now)
     if pod.phase == "Succeeded":
         return None
     if place.node_lost(now, limits.silent_seconds):
@@ -150,10 +150,10 @@ def _taken(pod: Pod) -> _Taken:
     return {"taken": gone, "charged": not gone, "disrupted": bool(pod.disruption)}
 
 
-def _of_ended_pod(place: Place, pod: Pod, unknown: float) -> Breakdown:
-    """`unknown` stands for the time of an end that nothing tells: nobody's report is awaited for it."""
+def _of_ended_pod(place: Place, pod: Pod, now: float) -> Breakdown:
     ended = pod.ended
-    at = ended.finished_at if ended is not None and ended.finished_at is not None else unknown
+    # An end without a time must not stay news for ever: nobody's report is awaited for it.
+    at = now if ended is None else pod.created_at if ended.finished_at is None else ended.finished_at
 
     def found(cause: Cause, message: str, rule: str, code: int | None = None, taken: bool = False) -> Breakdown:
         return Breakdown(
@@ -217,6 +217,20 @@ def _from_termination_message(ended: Ended) -> Failure | None:
 
 def _first_line(failure: Failure) -> str:
     return clean_text(failure.message.strip() or "no message", 512)
+
+
+def drained(found: list[Breakdown]) -> list[Breakdown]:
+    """The same, knowing that a pod which is gone while all others saved and stopped had been asked to leave."""
+    others = [item for item in found if item.rule != "pod-gone"]
+    if not others or any(item.rule not in (SAVED, DRAINED) for item in others):
+        return found
+    gone = "the pod was asked to leave and is gone; the ranks had saved and stopped"
+    return [
+        item
+        if item.rule != "pod-gone"
+        else replace(item, cause=Cause.PREEMPTION, message=gone, rule=DRAINED, taken=True, charged=False)
+        for item in found
+    ]
 
 
 def first_failure(found: list[Breakdown]) -> Breakdown:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
 from trireme_api.protocol import AgentState, Cause, ExitCode
 
 from trireme_operator import hangs, recovery
 from trireme_operator.accounting import best_step
+from trireme_operator.afterwards import absorb
 from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.gang import Place, missing
-from trireme_operator.recovery import STRENGTH, Breakdown
+from trireme_operator.nodes import blame, leave
+from trireme_operator.recovery import DRAINED, SAVED, STRENGTH, Breakdown
 from trireme_operator.resizing import replace_lost, resize
 from trireme_operator.rules import ruled
 from trireme_operator.starting import first_step_times, hold_up, starting
@@ -36,7 +40,8 @@ def run(draft: Draft) -> None:
         draft.enter(Phase.SUSPENDING, "Suspending", "ranks agree on a step, save and stop; then the pods are removed")
         draft.note("Suspending", "asked to suspend: save and stop")
         return
-    if _failed(draft) or resize(draft):
+    leave(draft)
+    if absorb(draft) or _failed(draft) or resize(draft):
         return
     if _not_placed(draft) or _past_startup_deadline(draft) or _recovery_too_slow(draft):
         return
@@ -57,24 +62,32 @@ def _failed(draft: Draft) -> bool:
     found += _ended_before_it_began(draft) + hangs.watch(draft)
     if status.sizing.target is not None:
         found = [b for b in found if not _asked_for(b)]
-    for pod in draft.found:
-        if pod.node is not None and not pod.node.ready:
-            draft.wake_at(draft.now + limits.silent_seconds)
+    for place in draft.found:
+        if (lost_at := place.lost_at(limits.silent_seconds)) < math.inf:
+            draft.wake_at(max(lost_at, draft.now + 0.5))
     if not found:
         return False
+    found = recovery.drained(found)
     first_at = min(b.at for b in found)
-    certain = any(not b.cascade and not (b.rule == "exit-code" and b.cause == Cause.UNKNOWN) for b in found)
-    settled = certain or len(found) == len(draft.found) or draft.now - first_at >= limits.settle_seconds
-    if not settled and draft.now >= first_at:
-        draft.wake_at(first_at + limits.settle_seconds)
+    patience = limits.settle_seconds
+    if all(b.rule in (SAVED, DRAINED) for b in found):
+        # The last rank to leave is the one that commits the checkpoint.
+        patience = float(draft.spec.template.termination_grace_period_seconds)
+        settled = all(_stopped(draft, place) for place in draft.found)
+    else:
+        certain = any(not b.cascade and not (b.rule == "exit-code" and b.cause == Cause.UNKNOWN) for b in found)
+        settled = certain or len(found) == len(draft.found)
+    if not settled and first_at <= draft.now < first_at + patience:
+        draft.wake_at(first_at + patience)
         return True
     first = recovery.first_failure(found)
     if hangs.gathering(draft, first):
         return True
     first, rule = ruled(draft.spec.failure_policy, hangs.attributed(draft, first))
     _note_failure(draft, first)
-    lost = {b.slot for b in found if not draft.alive(draft.place(b.slot))} | hangs.silent_slots(draft)
-    lost |= {place.slot.index for place in draft.found if not draft.alive(place)}
+    lost = {place.slot.index for place in draft.found if not draft.alive(place)} | hangs.silent_slots(draft)
+    if blame(draft, first, rule):
+        lost |= {p.slot.index for p in draft.found if p.pod is not None and p.pod.node == first.node}
     _climb(draft, first, lost, minimum=1 if lost else 0, asked=rule.action if rule else "Ladder")
     return True
 
@@ -82,6 +95,11 @@ def _failed(draft: Draft) -> bool:
 def _asked_for(found: Breakdown) -> bool:
     """What ranks do that are asked to save: they save, or end by the signal, or lose peers that were quicker."""
     return found.cascade or found.exit in (ExitCode.SAVED_AND_STOPPED, -15, 143)
+
+
+def _stopped(draft: Draft, place: Place) -> bool:
+    """No rank of this attempt runs in it any more."""
+    return place.pod is None or place.pod.over or place.says(draft.status.attempt, AgentState.EXITED)
 
 
 def _ended_before_it_began(draft: Draft) -> list[Breakdown]:
@@ -162,6 +180,7 @@ def _climb(draft: Draft, first: Breakdown, lost: set[int], minimum: int, asked: 
             attempt=status.attempt,
             charged=first.charged,
             taken=first.taken,
+            node=first.node or None,
         ),
     ]
     where = f"rank {first.rank} of {first.pod}" if first.rank is not None else first.pod or f"slot {first.slot}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trireme_api.job import Phase
+from trireme_api.job import Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState
 
 from trireme_operator.assignments import newest_in_memory
@@ -32,13 +32,19 @@ def _recovery_times(draft: Draft) -> None:
     """The parts of the last recovery, each a duration within one clock."""
     status = draft.status
     failure, began = status.last_failure, seconds(status.attempt_started_at)
-    if failure is None or began is None or failure.attempt != status.attempt - 1:
+    if failure is None or began is None or not _recovers(status):
         return
     phases = failure.phases
     phases.replace = round(max(0.0, draft.now - began), 3)
     told = [p.heard.report.phases for p in draft.found if p.heard is not None and p.heard.report.phases is not None]
     stops = [t.stopped - t.assigned for t in told if t.stopped and t.assigned and t.stopped >= t.assigned]
     phases.fence = round(max(stops), 3) if stops else None
+
+
+def _recovers(status: TrainingJobStatus) -> bool:
+    """Whether this attempt is the answer to the last failure."""
+    recent = status.restarts.recent
+    return bool(recent) and recent[-1].attempt == status.attempt
 
 
 def _reason(draft: Draft) -> str:
@@ -82,7 +88,7 @@ def first_step_times(draft: Draft) -> None:
     if draft.found and draft.found[0].says(draft.status.attempt, AgentState.RUNNING):
         assert draft.found[0].heard is not None
         told = draft.found[0].heard.report.phases
-    if failure is None or told is None or failure.attempt != draft.status.attempt - 1:
+    if failure is None or told is None or not _recovers(draft.status):
         return
     if told.first_step is None or failure.phases.first_step is not None:
         return

@@ -35,6 +35,7 @@ def end(draft: Draft, phase: Phase, reason: str, message: str) -> None:
 def give_back(draft: Draft) -> None:
     """No slots: every pod is garbage from now on."""
     draft.status.slots = []
+    draft.status.draining = []
     draft.status.admitted_spec = None
     draft.status.stopping_since = None
     draft.status.sizing.target = draft.status.sizing.since = None

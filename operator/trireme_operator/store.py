@@ -6,7 +6,8 @@ resourceVersion), and what is known to be gone stays gone (by UID) however late 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from trireme_api.protocol import Report
@@ -24,7 +25,9 @@ def older(version: str, known: str) -> bool:
 
 def _claims(job: Job) -> object:
     """What of a job gang admission depends on."""
-    return job.status.phase, job.status.attempt, len(job.status.slots), job.generation
+    status = job.status
+    avoided = [node.name for node in status.avoided_nodes]
+    return status.phase, status.attempt, len(status.slots), job.generation, avoided
 
 
 class Store:
@@ -149,12 +152,30 @@ class Store:
         name = obj["metadata"]["name"]
         known = self.nodes.get(name)
         since = known.not_ready_since if known is not None and known.not_ready_since is not None else now
-        node = node_of(obj, since)
+        node = node_of(obj, since, known.stale if known is not None else False)
         self.nodes[name] = node
         if node == known:
             return False
         self.capacity_version += 1
         return True
+
+    def mark_stale(self, stale: Set[str], now: float) -> set[str]:
+        """Takes in which nodes' leases are not renewed any more; returns the nodes for which that is news."""
+        changed = {name for name, node in (self.nodes or {}).items() if node.stale != (name in stale)}
+        for name in changed:
+            assert self.nodes is not None
+            node = self.nodes[name]
+            gone = name in stale
+            since = (node.not_ready_since or now) if gone or not node.ready else None
+            self.nodes[name] = replace(node, stale=gone, not_ready_since=since)
+        self.capacity_version += bool(changed)
+        return changed
+
+    def begin_listening(self, now: float) -> None:
+        """From now on agents report here: the silence of those on suspect nodes counts from now."""
+        for name, node in (self.nodes or {}).items():
+            if self.nodes is not None and node.suspect:
+                self.nodes[name] = replace(node, not_ready_since=now)
 
     def drop_node(self, name: str) -> None:
         if self.nodes is not None and self.nodes.pop(name, None) is not None:
@@ -176,14 +197,14 @@ class Store:
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
-    def hear(self, pod_uid: str, report: Report, now: float) -> bool:
-        """Takes in a report; True if it is more than a sign of life."""
+    def hear(self, pod_uid: str, report: Report, now: float, wait: float = 0.0) -> bool:
+        """Takes in a report that waits so many seconds for its answer; True if it is more than a sign of life."""
         known = self.heard.get(pod_uid)
         if known is not None and report.attempt < known.report.attempt:
             return False  # overtaken on the way; an agent never goes back to an older attempt
         same = known is not None and (known.report.attempt, known.report.state) == (report.attempt, report.state)
         trail = follow(known.trail if known is not None else Trail(), report, now)
-        self.heard[pod_uid] = Heard(report, now, known.since if same and known is not None else now, trail)
+        self.heard[pod_uid] = Heard(report, now, known.since if same and known is not None else now, trail, wait)
         return known is None or known.report != report
 
     def _bury(self, uid: str, now: float) -> None:

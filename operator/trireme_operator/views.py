@@ -209,10 +209,16 @@ class Node:
     taints: tuple[tuple[str, str, str], ...] = ()
     """(key, value, effect)"""
     not_ready_since: float | None = None
-    """By the operator's clock."""
+    """By the operator's clock; since when it is suspect."""
+    stale: bool = False
+    """Its kubelet has stopped renewing its lease; known long before the node's conditions tell."""
+
+    @property
+    def suspect(self) -> bool:
+        return self.stale or not self.ready
 
 
-def node_of(obj: Mapping[str, Any], not_ready_since: float | None = None) -> Node:
+def node_of(obj: Mapping[str, Any], not_ready_since: float | None = None, stale: bool = False) -> Node:
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
     allocatable: dict[str, float] = {}
@@ -228,7 +234,8 @@ def node_of(obj: Mapping[str, Any], not_ready_since: float | None = None) -> Nod
         allocatable=allocatable,
         labels=obj["metadata"].get("labels") or {},
         taints=tuple((t["key"], t.get("value") or "", t.get("effect") or "") for t in spec.get("taints") or []),
-        not_ready_since=None if ready else not_ready_since,
+        not_ready_since=None if ready and not stale else not_ready_since,
+        stale=stale,
     )
 
 
@@ -241,6 +248,8 @@ class Heard:
     since: float = 0.0
     """When its attempt and state were first heard."""
     trail: Trail = field(default_factory=Trail)
+    wait: float = 0.0
+    """Seconds the agent may be silent after it, for it waits for an answer."""
 
     @property
     def ended(self) -> bool:
@@ -274,8 +283,8 @@ class Limits:
     """Between status writes that only carry progress."""
     soon_seconds: float = 0.3
     """Between status writes of any other news that no action waits for."""
-    silent_seconds: float = 15.0
-    """An agent unheard for so long on a node that is not ready counts as lost with it."""
+    silent_seconds: float = 10.0
+    """An agent unheard for so long, beyond the wait of its last report, on a suspect node counts as lost with it."""
     overdue_seconds: float = 30.0
     """A pod still there so long after its grace no longer holds its slot: its attempt is fenced."""
 

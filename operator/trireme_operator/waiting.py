@@ -10,6 +10,7 @@ from trireme_operator.conditions import condition
 from trireme_operator.draft import Draft
 from trireme_operator.frozen import snapshot
 from trireme_operator.gang import fresh_slots
+from trireme_operator.nodes import forgive
 from trireme_operator.steps import begin_attempt, past_active_deadline
 
 
@@ -51,6 +52,8 @@ def wait(draft: Draft) -> None:
         draft.wake_at(not_before)
         return
     verdict = draft.seen.admission
+    if verdict is not None and verdict.reason == "LargerThanCluster" and forgive(draft):
+        verdict = None
     if verdict is None:
         _keep_waiting(draft, "Queued", "waits for the admission check")
     elif not verdict.fits:
