@@ -216,6 +216,14 @@ class Progress(Message):
     """0..1, absent where the device's peak is not known."""
     grad_norm: Optional[float] = None
     learning_rate: Optional[float] = None
+    skipped_steps: Optional[int] = None
+    """By this attempt: not finite, overflowed in fp16, or spikes that stability.onSpike does not train on."""
+    spikes: Optional[int] = None
+    """Loss spikes seen by this attempt."""
+    rollbacks: Optional[int] = None
+    """Of the whole run: how often training went back in place."""
+    loss_scale: Optional[float] = None
+    """fp16 only."""
 
 
 @dataclass

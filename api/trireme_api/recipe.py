@@ -67,11 +67,46 @@ class ParallelismSpec(Spec):
     """Ranks per shard group for `hybrid`; left out: the ranks of one node."""
 
 
+class LossScaleSpec(Spec):
+    """The dynamic loss scaler of precision fp16; defaults of OPT's code (2205.01068 §2.5, metaseq)."""
+
+    initial: PositiveFloat = 4.0
+    factor: float = Field(default=2.0, gt=1)
+    """What the scale and its window are multiplied or divided by."""
+    window: PositiveInt = 256
+    """Good steps before the scale grows, at first; the window grows and shrinks with the scale."""
+    tolerance: Fraction = 0.0
+    """Share of overflows since the scale last changed from which it is lowered; 0: by each one."""
+    threshold: float | None = Field(default=None, gt=0)
+    """The scale is never set below this (OPT-175B: 0.25)."""
+    minimum: PositiveFloat = 2.0**-5
+    """A scale that would fall below this stays where it is."""
+
+
 class StabilitySpec(Spec):
-    on_non_finite: Literal["skip", "stop"] = "skip"
-    """What a step with a non-finite loss or gradient norm does: leave the weights alone, or end with exit code 70."""
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    """What a loss spike does. log: it is told, and trained on. skip: the step leaves the weights alone. rollback: that
+    too, and training goes back in place to the newest checkpoint before it, leaves out a window of data and lowers the
+    learning rate (OPT's procedure, 2205.01068 §2.5)."""
+    spike_ratio: float = Field(default=1.5, gt=1)
+    """A spike is a loss above this times its exponentially weighted mean."""
+    spike_span: PositiveInt = 9
+    """Span of that mean in steps (metaseq's); also how many steps are looked at before any is judged."""
+    skip_window: PositiveInt = 100
+    """Batches a rollback leaves out: those that led to the spike and its own, as far as they come after the checkpoint,
+    then those that follow."""
+    lr_factor: float = Field(default=0.8, gt=0, le=1)
+    """The learning rate of all later steps is multiplied by this at each rollback."""
+    budget: int = Field(default=3, ge=0)
+    """Rollbacks a run may make in all; the spike after the last ends it with exit code 70."""
+    on_non_finite: Literal["skip", "stop", "rollback"] = "skip"
+    """A step with a non-finite loss or gradient norm never touches the weights. skip: that is all. stop: it ends the
+    run with exit code 70. rollback: `maxSkippedInARow` of them roll back, as a spike would."""
     max_skipped_in_a_row: PositiveInt = 10
-    """So many skipped steps in a row end the run with exit code 70."""
+    """So many skipped steps in a row end the run with exit code 70, or roll back. In fp16 an overflow that lowers the
+    loss scale does not count."""
+    loss_scale: LossScaleSpec = LossScaleSpec()
+    """Of precision fp16."""
 
 
 class UntilSpec(Spec):
@@ -92,8 +127,9 @@ class Recipe(Spec):
     batch: BatchSpec
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: parameters and activations in bf16 for compute, fp32 master shards, fp32 gradient reduction."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """bf16, fp16: parameters and activations in it for compute, fp32 master shards, fp32 gradient reduction. fp16 with
+    OPT's dynamic loss scaler (stability.lossScale)."""
     parallelism: ParallelismSpec = ParallelismSpec()
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""

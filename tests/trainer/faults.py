@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from trireme_api.protocol import Env
 from trireme_trainer.checkpoint import MemoryFolder, MemoryTier
-from trireme_trainer.data.batches import Batches
+from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.saving import Saver
+from trireme_trainer.stability import Judgement, Stability
 
 
 def nan_in_step_3(rank: int) -> None:
@@ -26,13 +31,13 @@ def nan_in_step_3(rank: int) -> None:
         return
     plain, calls = Optimizer.clip, []
 
-    def clip(self: Optimizer) -> Tensor:
+    def clip(self: Optimizer, loss_scale: Tensor | None = None) -> Tensor:
         calls.append(1)
         if len(calls) == 3:
             gradient = self._parameters[0].grad
             assert isinstance(gradient, DTensor)
             gradient.to_local()[0, 0] = float("nan")
-        return plain(self)
+        return plain(self, loss_scale)
 
     Optimizer.clip = clip  # type: ignore[method-assign]
 
@@ -126,3 +131,64 @@ def _before_batches(do: Callable[[int], None]) -> None:
         return plain(self, step)
 
     Batches.micro_batches = micro_batches  # type: ignore[method-assign]
+
+
+def noise_in_batch_9(rank: int) -> None:
+    """Batch 9 of the data (step 10, undisturbed) is noise on every rank: finite, and nothing like text."""
+    _noise(rank, {9})
+
+
+def noise_in_batches_9_and_13(rank: int) -> None:
+    _noise(rank, {9, 13})
+
+
+def noise_from_batch_9(rank: int) -> None:
+    """From batch 9 on there is nothing but noise."""
+    _noise(rank, range(9, 10_000))
+
+
+def _noise(rank: int, steps: Collection[int]) -> None:
+    plain = Batches._make
+
+    def make(self: Batches, step: int) -> list[Batch]:
+        batches = plain(self, step)
+        if step not in steps:
+            return batches
+        generator = torch.Generator().manual_seed(1000 * step + rank)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randint(300, 512, like.shape, generator=generator)
+
+        return [Batch(noise(batch.tokens), noise(batch.targets)) for batch in batches]
+
+    Batches._make = make  # type: ignore[method-assign]
+
+
+def overflow_in_steps_3_and_4(rank: int) -> None:
+    """One of rank 1's gradients overflows in these steps; every rank writes down its loss scaler after each step."""
+    _record_scaler(rank)
+    plain, calls = Optimizer.clip, []
+
+    def clip(self: Optimizer, loss_scale: Tensor | None = None) -> Tensor:
+        calls.append(1)
+        if rank == 1 and len(calls) in (3, 4):
+            gradient = self._parameters[0].grad
+            assert isinstance(gradient, DTensor)
+            gradient.to_local()[0, 0] = float("inf")
+        return plain(self, loss_scale)
+
+    Optimizer.clip = clip  # type: ignore[method-assign]
+
+
+def _record_scaler(rank: int) -> None:
+    plain = Stability.judge
+    path = Path(os.environ[Env.LOG_DIR]) / f"scaler-{rank}.jsonl"
+
+    def judge(self: Stability, loss: Tensor, gradient_norm: Tensor) -> Judgement:
+        judged = plain(self, loss, gradient_norm)
+        assert self.scaler is not None
+        with path.open("a") as file:
+            file.write(json.dumps(self.scaler.saved()) + "\n")
+        return judged
+
+    Stability.judge = judge  # type: ignore[method-assign]

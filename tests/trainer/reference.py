@@ -5,7 +5,7 @@ Shares the model, the initial values and the samples with the trainer, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,15 @@ class Training:
     weights: dict[str, Tensor]
 
 
-def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> Training:
-    """Steps in `skip` compute a loss and leave the weights alone."""
+def train(
+    recipe: dict[str, Any],
+    steps: int,
+    skip: Collection[int] = (),
+    batches: Callable[[int], int] = lambda step: step - 1,
+    factor: Callable[[int], float] = lambda step: 1.0,
+) -> Training:
+    """Steps (from 1) in `skip` compute a loss and leave the weights alone. `batches`: which batch (from 0) a step
+    takes; `factor`: what its learning rate is multiplied by."""
     spec = Recipe.model_validate(recipe)
     model, mixture = fresh_model(recipe), Mixture.from_recipe(spec)
     optimizer = torch.optim.AdamW(
@@ -66,7 +73,7 @@ def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> Tra
     )
     losses, norms = {}, {}
     for step in range(1, steps + 1):
-        first = (step - 1) * spec.sequences_per_step
+        first = batches(step) * spec.sequences_per_step
         blocks = torch.from_numpy(np.stack([mixture.sample(first + i) for i in range(spec.sequences_per_step)]))
         logits = model(blocks[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
@@ -74,7 +81,7 @@ def train(recipe: dict[str, Any], steps: int, skip: Collection[int] = ()) -> Tra
         loss.backward()
         norms[step] = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.clip).item()
         for group in optimizer.param_groups:
-            group["lr"] = rate(spec, step)
+            group["lr"] = rate(spec, step) * factor(step)
         if step not in skip:
             optimizer.step()
         losses[step] = loss.item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class DevicePeak:
     source: str
 
     def of(self, precision: Precision) -> float | None:
-        return self.bf16 if precision == "bf16" else self.fp32
+        # On all of these fp16 tensor units have the rate of bf16.
+        return self.fp32 if precision == "fp32" else self.bf16
 
 
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet"

@@ -69,6 +69,11 @@ class MemorySaver:
             reporter.event("checkpoint-skipped", tier="memory", path=what, reason=why)
         self._tier.keep_only(restored)
 
+    def forget(self) -> None:
+        """Drops every set: training goes back, and what they hold did not happen. Collective."""
+        if self._tier is not None:
+            self._tier.forget()
+
     def due(self, step: int) -> bool:
         return self._tier is not None and self._spec is not None and step % self._spec.every_steps == 0
 

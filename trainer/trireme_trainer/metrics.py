@@ -27,8 +27,12 @@ class TrainMetrics:
             "trireme_train_data_wait_seconds", "Seconds rank 0 stood waiting for data.", names, registry=self.registry
         )
         self._skipped = Counter(
-            "trireme_train_skipped_steps", "Steps that were not finite and left the weights alone.", names,
+            "trireme_train_skipped_steps", "Steps that left the weights alone: not finite, or a spike.", names,
             registry=self.registry,
+        )
+        self._spikes = Counter("trireme_train_spikes", "Loss spikes, whatever was done.", names, registry=self.registry)
+        self._rollbacks = Counter(
+            "trireme_train_rollbacks", "How often this attempt went back in place.", names, registry=self.registry
         )
         self._spent = Counter(
             "trireme_train_seconds", "Wall time of this attempt by what it went into.", (*names, "state"),
@@ -70,6 +74,14 @@ class TrainMetrics:
         self._raise_to(self._waited, meter.seconds["data-wait"], "data-wait-total")
         for state, total in meter.seconds.items():
             self._raise_to(self._spent, total, state, state=state)
+
+    def stability(self, progress: Progress, *, spike: bool) -> None:
+        self._spikes.labels(**self._labels).inc(spike)
+        self._rollbacks.labels(**self._labels).inc(0)
+        self._set("trireme_train_loss_scale", "What fp16 gradients are scaled by.", progress.loss_scale)
+
+    def rolled_back(self) -> None:
+        self._rollbacks.labels(**self._labels).inc()
 
     def checkpoint(self, *, blocked: float | None = None, total: float | None = None) -> None:
         for part, seconds in (("blocked", blocked), ("total", total)):

@@ -36,9 +36,13 @@ class Optimizer:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def clip(self) -> Tensor:
-        """Scales gradients down to the recipe's global L2 norm. Returns the norm before: [], equal on all ranks."""
+    def clip(self, loss_scale: Tensor | None = None) -> Tensor:
+        """Divides gradients by the scale of their loss, if any ([]), then scales them down to the recipe's global L2
+        norm. Returns the norm in between: [], equal on all ranks."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if loss_scale is not None:
+            inverse = loss_scale.reciprocal().to(torch.float32)
+            torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], inverse)
         norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -55,6 +59,12 @@ class Optimizer:
         self._adamw.grad_scale = None  # type: ignore[attr-defined]
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
+
+    def reset(self) -> None:
+        """As before the first step."""
+        for parameter in self._parameters:
+            for value in self._adamw.state[parameter].values():
+                value.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Keyed by parameter name, so that it loads at any world size. The tensors are the live ones."""

@@ -11,9 +11,11 @@ from trireme_api.protocol import CheckpointRef, Progress
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.heartbeat import Pulse
+from trireme_trainer.history import History
 from trireme_trainer.logbook import Logbook
 from trireme_trainer.metering import Figures, Meter
 from trireme_trainer.metrics import TrainMetrics
+from trireme_trainer.stability import RollBack
 
 log = logging.getLogger(__name__)
 CONSOLE_SECONDS = 1.0
@@ -32,6 +34,9 @@ class Reporter:
         self._logbook = logbook
         self._metrics = metrics
         self._printed = 0.0
+        self._skipped = self._spikes = 0
+        self.rollbacks = 0
+        """Of the whole run, as far as its checkpoints tell."""
 
     def step(
         self,
@@ -43,8 +48,12 @@ class Reporter:
         valid: float,
         data_wait: float,
         skipped: bool,
+        spike: bool = False,
+        loss_scale: float | None = None,
     ) -> None:
         """`step`: optimiser steps done; `valid`: tokens that counted, all ranks; `data_wait`: seconds on this one."""
+        self._skipped += skipped
+        self._spikes += spike
         seconds = self.meter.step_done(valid, data_wait)
         figures = self.meter.figures()
         progress = Progress(
@@ -57,14 +66,20 @@ class Reporter:
             mfu=figures.mfu,
             grad_norm=finite(gradient_norm),
             learning_rate=learning_rate,
+            skipped_steps=self._skipped,
+            spikes=self._spikes,
+            rollbacks=self.rollbacks,
+            loss_scale=loss_scale,
         )
         self.pulse.beat("step", step=step, progress=progress)
         if self._metrics:
             self._metrics.step(progress, figures, self.meter, tokens=valid, seconds=seconds, skipped=skipped)
+            self._metrics.stability(progress, spike=spike)
         if self._logbook:
             self._logbook.step(
                 step=step, loss=finite(loss), gradNorm=finite(gradient_norm), lr=learning_rate, tokens=progress.tokens,
                 seconds=round(seconds, 6), **_known(figures), **({"skipped": True} if skipped else {}),
+                **({"spike": True} if spike else {}), **({"lossScale": loss_scale} if loss_scale is not None else {}),
             )
             self._print(progress, figures, seconds, last=step == self._recipe.total_steps)
 
@@ -78,6 +93,26 @@ class Reporter:
     def event(self, name: str, **fields: Any) -> None:
         if self._logbook:
             self._logbook.event(name, **fields)
+
+    def rolled_back(
+        self, cause: RollBack, *, to: int, path: str, window: tuple[int, int], history: History
+    ) -> None:
+        """`to`: optimiser steps done now; `window`: batches [first, end) that are left out from now on."""
+        self.rollbacks = history.rollbacks
+        self.pulse.beat("step", step=to)
+        self.event(
+            "rolled-back", step=to, spikeStep=cause.step, lostSteps=cause.step - to, path=path or None,
+            reason=str(cause), leftOut=list(window), learningRateFactor=history.learning_rate_factor,
+            rollbacks=history.rollbacks,
+        )  # fmt: skip
+        if self._metrics:
+            self._metrics.rolled_back()
+        if self._logbook:
+            log.warning(
+                "rolled back to step %d (%s); batches %d to %d are left out, learning rate × %.4g from now on; "
+                "rollback %d of at most %d", to, path or "initial values", window[0], window[1] - 1,
+                history.learning_rate_factor, history.rollbacks, self._recipe.stability.budget,
+            )  # fmt: skip
 
     def ended(self, step: int, peak_memory: int) -> None:
         """`peak_memory`: bytes on this rank's device."""

@@ -30,6 +30,7 @@ from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
 from trireme_trainer.settings import Settings
+from trireme_trainer.stability import RollBack, Stability
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = frozenset({"dropout", "attention_dropout"})
@@ -41,7 +42,7 @@ class Saver:
 
     def __init__(
         self, settings: Settings, world: World, config: ModelConfig, mixture: Mixture, model: LanguageModel,
-        optimizer: Optimizer,
+        optimizer: Optimizer, stability: Stability,
     ) -> None:  # fmt: skip
         self._recipe: Recipe = settings.recipe
         self._spec: CheckpointSpec | None = settings.checkpoint
@@ -51,6 +52,7 @@ class Saver:
         self._mixture = mixture
         self._model = model
         self._optimizer = optimizer
+        self._stability = stability
         self._announced = settings.resume
         self._auto: AutoInterval | None = None
         self._pace = Pace()
@@ -92,6 +94,7 @@ class Saver:
             where = f"memory of attempt {restored.attempt}"
             check_same_run(restored.meta, self._recipe, self._config, self._mixture, where)
             self._optimizer.loaded(state["optimizer"])
+            self._went_on(restored.meta, reporter)
             reporter.event(
                 "resumed", step=restored.step, path=where, tier="memory", fromPeers=restored.from_peers,
                 worldSizeThen=self._world.size, verifySeconds=round(restored.verify_seconds, 4),
@@ -110,6 +113,7 @@ class Saver:
             reporter.event("checkpoint-skipped", path=path, reason=reason)
         check_same_run(loaded.meta, self._recipe, self._config, self._mixture, loaded.path)
         self._optimizer.loaded(state["optimizer"])
+        self._went_on(loaded.meta, reporter)
         ref = CheckpointRef(step=loaded.step, path=loaded.path)
         reporter.pulse.beat(checkpoint=ref)
         reporter.event(
@@ -118,6 +122,32 @@ class Saver:
         )
         log.info("resumed from %s, written by %d ranks", loaded.path, loaded.manifest.world_size)
         return loaded.step
+
+    def roll_back(self, cause: RollBack, reporter: Reporter) -> int:
+        """Goes back to the newest committed checkpoint before the spike, or to initial values where there is none, and
+        leaves out the batches that led to it from then on. Returns optimiser steps done."""
+        reporter.pulse.beat("load")
+        with reporter.meter.outside("recovering"):
+            self._memory.forget()
+            state = self._state()
+            loaded = self._checkpointer.rewind(state, cause.step - 1) if self._checkpointer else None
+            self.poll(reporter)
+            if loaded is None:
+                initialise(self._model, self._recipe.seed)
+                self._optimizer.reset()
+            else:
+                self._optimizer.loaded(state["optimizer"])
+            self._stability.rewind(loaded.meta if loaded else {})
+        done = loaded.step if loaded else 0
+        window = self._stability.went_back(cause.step, done)
+        reporter.rolled_back(
+            cause, to=done, path=loaded.path if loaded else "", window=window, history=self._stability.history
+        )
+        return done
+
+    def _went_on(self, meta: Mapping[str, Any], reporter: Reporter) -> None:
+        self._stability.load(meta)
+        reporter.rollbacks = self._stability.history.rollbacks
 
     def _newest_good(
         self, state: dict[str, Any], reporter: Reporter
@@ -237,6 +267,7 @@ class Saver:
             "tokens": step * self._recipe.batch.tokens,
             "batchTokens": self._recipe.batch.tokens,
             "data": self._mixture.identity,
+            "stability": self._stability.saved(),
             "model": {"family": self._config.family, "preset": self._recipe.model.preset, **self._config.model_dump()},
         }
 

@@ -37,7 +37,7 @@ from trireme_trainer.reporting import Reporter
 from trireme_trainer.saving import Saver
 from trireme_trainer.schedule import learning_rate
 from trireme_trainer.settings import Settings
-from trireme_trainer.stability import NonFinitePolicy, non_finite
+from trireme_trainer.stability import RollBack, Stability, Verdict
 from trireme_trainer.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             model = build(config)
         shard_model(model, recipe, mesh, world.device, settings.compile_backend)
         optimizer = Optimizer(model, recipe.optimizer)
-        saver = Saver(settings, world, config, mixture, model, optimizer)
+        stability = Stability(recipe, world.device)
+        saver = Saver(settings, world, config, mixture, model, optimizer, stability)
         pulse.reached("initialised")
         pulse.beat("load")
         done = saver.resume(reporter)
         pulse.reached("loaded")
         on_gpu = world.device.type == "cuda"
         batches = closing.enter_context(Batches(mixture, recipe, world.rank, world.size, pin_memory=on_gpu))
-        stepper = Stepper(settings, world, model, optimizer, batches, stop, config)
-        policy = NonFinitePolicy(recipe.stability)
+        stepper = Stepper(settings, world, model, optimizer, batches, stop, config, stability)
         pulse.beat("compile" if recipe.compile else "step", step=done)
         gc.collect()
         gc.freeze()
@@ -82,16 +82,20 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         # On a GPU the numbers of a step are read while the next one is computed, so that the device never waits for us.
         unread: deque[Outcome] = deque()
         behind = 1 if on_gpu else 0
-        stopping = False
-        first = done
+        started = stopping = False
         while done < recipe.total_steps and not stopping:
             unread.append(stepper.step(done))
             done += 1
             last = done == recipe.total_steps
-            while len(unread) > (0 if last or done == first + 1 else behind):
-                outcome = unread.popleft()
-                stopping |= settle(outcome, reporter, policy, saver)
-            if done == first + 1:
+            try:
+                while len(unread) > (0 if last or stopping or not started else behind):
+                    stopping |= settle(unread.popleft(), reporter, stability, saver)
+            except RollBack as cause:
+                unread.clear()
+                done = saver.roll_back(cause, reporter)
+                continue
+            if not started:
+                started = True
                 pulse.reached("first_step")
                 spent = pulse.startup_seconds()
                 reporter.event("started", step=done, **spent)
@@ -103,8 +107,6 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             saver.poll(reporter)
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)
-        while unread:
-            settle(unread.popleft(), reporter, policy, saver)
         saver.finish(done, reporter)
         saver.close()
         pulse.beat("done", step=done)
@@ -126,7 +128,7 @@ class Outcome:
     learning_rate: float
     data_wait: float
     numbers: Readback
-    """valid tokens, ranks asked to stop, loss, gradient norm, skipped."""
+    """valid tokens, ranks asked to stop, loss, gradient norm, verdict, mean of recent losses, loss scale."""
 
 
 class Stepper:
@@ -134,7 +136,7 @@ class Stepper:
 
     def __init__(
         self, settings: Settings, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
-        stop: StopRequest, config: ModelConfig,
+        stop: StopRequest, config: ModelConfig, stability: Stability,
     ) -> None:  # fmt: skip
         recipe = settings.recipe
         self._recipe: Recipe = recipe
@@ -143,6 +145,7 @@ class Stepper:
         self._optimizer = optimizer
         self._batches = batches
         self._stop = stop
+        self._stability = stability
         self._accumulation = Accumulation(model, recipe)
         self._objective = CausalLM(
             config.vocabulary_size, compile_backend=settings.compile_backend if recipe.compile else None
@@ -150,9 +153,11 @@ class Stepper:
         model.train()
 
     def step(self, index: int) -> Outcome:
-        """Step `index` (from 0): the global batch of samples [index·S, (index+1)·S)."""
+        """Step `index` (from 0). Without rollbacks: on the global batch of samples [index·S, (index+1)·S)."""
         world, device = self._world, self._world.device
-        micro_batches = self._batches.micro_batches(index)
+        stability = self._stability
+        scale = stability.scale
+        micro_batches = self._batches.micro_batches(stability.history.batch_of(index))
         # Known before the first backward pass, so that each micro-batch divides by the tokens of the whole global step.
         agreed = world.sum([count_valid(micro_batches), float(self._stop.requested)])
         valid = agreed[0].clamp(min=1).to(torch.float32)
@@ -162,15 +167,17 @@ class Stepper:
             self._accumulation.before(number, len(micro_batches))
             tokens = batch.tokens.to(device, non_blocking=True)
             targets = batch.targets.to(device, non_blocking=True)
-            part = self._objective(self._model, tokens, targets, valid)
+            part = self._objective(self._model, tokens, targets, valid, scale)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        norm = self._optimizer.clip()
+        norm = self._optimizer.clip(scale)
         mean = world.sum([loss])[0]
-        skip = non_finite(mean, norm)
+        judged = stability.judge(mean, norm)
         rate = learning_rate(self._recipe, (index + 1) * self._recipe.batch.tokens)
-        self._optimizer.step(rate, skip)
-        numbers = torch.stack([agreed[0], agreed[1], mean, norm.double(), skip.double()])
+        rate *= stability.history.learning_rate_factor
+        self._optimizer.step(rate, judged.skip)
+        told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
+        numbers = torch.stack(told if scale is None else [*told, scale])
         return Outcome(index + 1, rate, self._batches.last_wait_seconds, Readback(numbers))
 
 
@@ -193,15 +200,18 @@ class Readback:
         return values
 
 
-def settle(outcome: Outcome, reporter: Reporter, policy: NonFinitePolicy, saver: Saver) -> bool:
-    """Reports a step. Returns whether any rank was asked to stop. Raises NonFinite where the policy says so."""
-    valid, stops, loss, norm, skipped = outcome.numbers.read()
+def settle(outcome: Outcome, reporter: Reporter, stability: Stability, saver: Saver) -> bool:
+    """Reports a step. Returns whether any rank was asked to stop. Raises RollBack or NonFinite where the recipe's
+    stability says so."""
+    valid, stops, loss, norm, code, expected, *scale = outcome.numbers.read()
+    verdict = Verdict(int(code))
     reporter.step(
         outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate, valid=valid,
-        data_wait=outcome.data_wait, skipped=skipped > 0,
+        data_wait=outcome.data_wait, skipped=stability.skips(verdict), spike=verdict is Verdict.SPIKE,
+        loss_scale=scale[0] if scale else None,
     )  # fmt: skip
     try:
-        policy.observe(outcome.step, skipped=skipped > 0, loss=loss, gradient_norm=norm)
+        stability.observe(outcome.step, verdict, loss=loss, gradient_norm=norm, expected=expected)
     except NonFinite:
         saver.drain(reporter)
         raise

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trireme_api.families.base import ModelConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Sharding = Literal["full", "hybrid", "grad-op"]
 
 MASTER_BYTES = 4
@@ -16,7 +16,7 @@ MASTER_BYTES = 4
 
 def compute_bytes(precision: Precision) -> int:
     """Bytes of one gathered parameter."""
-    return 2 if precision == "bf16" else 4
+    return 4 if precision == "fp32" else 2
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,22 @@ class Checkpointer:
         self._newest = loaded.step
         return loaded
 
+    def rewind(self, state: Mapping[str, Any], at_most: int) -> LoadedCheckpoint | None:
+        """Goes back in place: like `load`, from the newest good checkpoint of no step after `at_most`. Collective.
+
+        Later checkpoints are set aside: the history they belong to did not happen, and their steps will be saved anew.
+        A save in flight is waited for first. None: there is none that early.
+        """
+        self._settle()
+        self._newest = None
+        self._ranks.on_first(lambda: self._set_aside_after(at_most))
+        return self.load(state, at_most=at_most)
+
+    def _set_aside_after(self, step: int) -> None:
+        for candidate in self._store.candidates():
+            if candidate.step > step:
+                self._store.set_aside(candidate, self._fence, f"training went back to step {step} or before")
+
     # --- saving ---
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> bool:

@@ -190,14 +190,14 @@ class CheckpointStore:
         return Candidate(manifest.step, final, self.files.path(final)), True
 
     def set_aside(self, candidate: Candidate, fence: Fence, reason: str) -> None:
-        """Takes a damaged checkpoint out of the count; it stays on disk for a look. Best effort."""
+        """Takes a checkpoint that must not be used out of the count; it stays on disk for a look. Best effort."""
         try:
             with self.files.lock():
                 fences.check(self.files, fence)
                 moved = self.files.set_aside(candidate.directory, fence.attempt, reason)
-            log.warning("%s: damaged, set aside as %s (%s)", candidate.path, moved, reason)
+            log.warning("%s: set aside as %s (%s)", candidate.path, moved, reason)
         except (OSError, CheckpointError) as error:
-            log.warning("%s: damaged, could not be set aside (%s)", candidate.path, error)
+            log.warning("%s: could not be set aside (%s)", candidate.path, error)
 
     def retain(
         self, keep: int, fence: Fence, *, bad: Collection[int] = (), on_stage: Callable[[str], None] = _no_stage

@@ -158,6 +158,12 @@ class MemoryTier:
             self._folder.retire(lambda shard: shard.set != kept)
         self._ranks.everywhere(lambda: None)
 
+    def forget(self) -> None:
+        """Drops every shard, once no rank writes any more. Collective. Raises StaleAttempt."""
+        self._settle()
+        self._ranks.everywhere(lambda: None)
+        self.keep_only(None)
+
     def _try(self, shards: list[Shard], tensors: Mapping[str, Tensor]) -> Restored | None:
         mark = time.perf_counter()
         ranks, folder = self._ranks, self._folder

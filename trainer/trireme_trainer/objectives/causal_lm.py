@@ -34,16 +34,19 @@ class CausalLM:
         if compile_backend is not None:
             self._cross_entropy = torch.compile(summed_cross_entropy, backend=compile_backend)
 
-    def __call__(self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, valid: Tensor) -> Tensor:
-        """`valid`: number of valid targets of the global step, shape [], at least 1."""
+    def __call__(
+        self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, valid: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        """`valid`: number of valid targets of the global step, shape [], at least 1. `scale`: [], of fp16 gradients
+        alone: the loss that is returned is without it, what its backward pass gives is with it."""
 
         def head(hidden_BTD: Tensor, project: Project) -> Tensor:
             hidden, targets = hidden_BTD.flatten(0, 1), targets_BT.flatten()
             if not (torch.is_grad_enabled() and hidden.requires_grad):
                 with torch.no_grad():
-                    return self._sum(hidden, targets, project, valid, backward=False)[0]
+                    return self._sum(hidden, targets, project, valid, scale, backward=False)[0]
             with torch.enable_grad():
-                loss, gradient = self._sum(hidden.detach(), targets, project, valid, backward=True)
+                loss, gradient = self._sum(hidden.detach(), targets, project, valid, scale, backward=True)
             assert gradient is not None
             out: Tensor = _Precomputed.apply(hidden, loss, gradient)  # type: ignore[no-untyped-call]
             return out
@@ -52,7 +55,8 @@ class CausalLM:
         return out
 
     def _sum(
-        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, *, backward: bool
+        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, scale: Tensor | None, *,
+        backward: bool,
     ) -> tuple[Tensor, Tensor | None]:
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradients = []
@@ -61,7 +65,7 @@ class CausalLM:
             part = hidden.detach().requires_grad_(backward)
             loss = self._cross_entropy(project(part), targets) / valid
             if backward:
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
                 assert part.grad is not None
                 gradients.append(part.grad)
             total += loss.detach()

@@ -85,4 +85,5 @@ def _recomputing(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _precision(recipe: Recipe) -> MixedPrecisionPolicy:
     if recipe.precision == "fp32":
         return MixedPrecisionPolicy(cast_forward_inputs=False)
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    half = torch.float16 if recipe.precision == "fp16" else torch.bfloat16
+    return MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
