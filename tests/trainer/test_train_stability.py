@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,23 @@ def test_steps_that_stay_non_finite_roll_back_where_asked(corpus: Path, tmp_path
     assert beat is not None
     assert beat.failure is not None
     assert "1 rollbacks are spent" in beat.failure.message
+
+
+def test_memory_forgets_what_was_undone_and_keeps_the_history(corpus: Path, tmp_path: Path) -> None:
+    """The set of step 9 in memory was newer than the checkpoint that the rollback went to; a resume from memory later
+    knows of the rollback."""
+    spec, memory = recipe(corpus, "rollback", steps=11), {"everySteps": 1, "replicas": 1}
+    fields: dict[str, Any] = {"world": 2, "per_node": 1, "every": 4, "memory": memory}
+    gang = Gang(tmp_path, spec, fault="noise_in_batch_9", **fields).run()
+    assert [event["step"] for event in gang.events("rolled-back")] == [8]
+    kept = [row["step"] for row in gang.events("memory-checkpoint")]
+    assert kept.count(9) == 2, "saved before the rollback, and again after it"
+    shutil.rmtree(gang.checkpoints / "step-00000011")
+    again = Gang(tmp_path, {**spec, "until": {"steps": 14}}, attempt=2, **fields).run()
+    (resumed,) = again.events("resumed")
+    assert (resumed["tier"], resumed["step"]) == ("memory", 10)
+    reference = undisturbed_but_for(range(8, 11), spec, 14, since=8)
+    assert largest_difference({**gang.losses(), **again.losses()}, reference.losses) <= 1e-5
 
 
 # --- fp16 ---
