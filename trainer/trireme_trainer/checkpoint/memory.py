@@ -89,20 +89,20 @@ def payload_size(layout: tuple[Place, ...]) -> int:
     return layout[-1].offset + layout[-1].size if layout else 0
 
 
+@dataclass
 class Draft:
-    """A file being written under its working name; `bytes` is mapped, so writing to it is writing the file."""
+    """A file being written under its working name; `body` is mapped, so writing to it is writing the file."""
 
-    def __init__(self, path: str, size: int) -> None:
-        """Takes the memory now. Raises OSError (ENOSPC): a mapped write into a full tmpfs would kill the process."""
-        self.path = path
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.ftruncate(descriptor, size)
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
-        self.bytes = _mapped(path, size)
+    path: str
+    body: Tensor
+    """The tensors: [n] uint8."""
+    end: bytes = b""
+    """Header and end, once they are known."""
+
+    def finish(self, end: bytes) -> None:
+        self.end = end
+        with open(self.path, "ab") as file:
+            file.write(end)
 
 
 class MemoryFolder:
@@ -114,6 +114,8 @@ class MemoryFolder:
         self._attempt = attempt
         self._files = PosixFiles(path)
         self._fence: Fence | None = None
+        self._mappings: dict[int, Tensor] = {}
+        """By inode: of files that this rank has written and may write again."""
 
     def claim(self) -> None:
         """Fences older attempts off. Raises StaleAttempt, or CheckpointError for a folder that cannot be used."""
@@ -133,14 +135,28 @@ class MemoryFolder:
     # --- writing ---
 
     def draft(self, key: str, size: int) -> Draft:
-        """A file of `size` bytes to be written; `key` tells writers of this folder apart. Raises OSError.
+        """A file of `size` bytes to be written; `key` tells writers of this folder apart. Raises OSError (ENOSPC).
 
-        The pages of the file that the writer retired last are used again: fresh ones cost as much as the copy.
+        The file that the writer retired last is used again, mapping and all: fresh pages cost more than the copy does.
         """
         path = os.path.join(self.path, f"working-{key}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self._spare(key), path)
-        return Draft(path, size)
+        if not os.path.exists(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._spare(key), path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            found = os.fstat(descriptor)
+            mapped = self._mappings.pop(found.st_ino, None)
+            os.ftruncate(descriptor, size)
+            if mapped is None or mapped.numel() != size or found.st_size < size:
+                if size:
+                    # A mapped write into a full tmpfs would kill the process; so its memory is taken now.
+                    os.posix_fallocate(descriptor, 0, size)
+                mapped = _mapped(path, size)
+        finally:
+            os.close(descriptor)
+        self._mappings[found.st_ino] = mapped
+        return Draft(path, mapped)
 
     def stage(self, key: str, tensors: Mapping[str, Tensor]) -> tuple[Draft, tuple[Place, ...]]:
         """Copies what this rank holds into a new draft; later changes of the tensors are not seen."""
@@ -151,24 +167,21 @@ class MemoryFolder:
             for place, tensor in zip(layout, tensors.values(), strict=True):
                 live = _part(tensor)
                 if place.size:
-                    _view(draft.bytes, place).copy_(live, non_blocking=live.is_cuda)
+                    _view(draft.body, place).copy_(live, non_blocking=live.is_cuda)
                 if live.is_cuda:
                     devices.add(live.device)
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
         return draft, layout
 
-    def seal(self, draft: Draft, shard: Shard, layout: tuple[Place, ...], meta: Mapping[str, Any]) -> int:
-        """Hashes the tensors and writes header and end. Returns the size of the whole file in bytes."""
+    def seal(self, draft: Draft, shard: Shard, layout: tuple[Place, ...], meta: Mapping[str, Any]) -> None:
+        """Hashes the tensors and writes header and end."""
         header = Header(
             owner=self.owner, step=shard.step, attempt=shard.attempt, world=shard.world, rank=shard.rank,
-            layout=layout, size=draft.bytes.numel(), sha256=_sha256(draft.bytes), meta=meta,
+            layout=layout, size=draft.body.numel(), sha256=_sha256(draft.body), meta=meta,
         )  # fmt: skip
         text = json.dumps({"format": FORMAT, **asdict(header)}, separators=(",", ":"), allow_nan=False).encode()
-        with open(draft.path, "r+b") as file:
-            file.seek(0, os.SEEK_END)
-            file.write(text + _END.pack(MAGIC, len(text), hashlib.sha256(text).digest()))
-            return file.tell()
+        draft.finish(text + _END.pack(MAGIC, len(text), hashlib.sha256(text).digest()))
 
     def publish(self, draft: Draft, shard: Shard) -> None:
         """From here on the shard is there. Raises StaleAttempt when a newer attempt has claimed the folder."""
@@ -187,6 +200,8 @@ class MemoryFolder:
                 if spare is not None and not os.path.exists(spare):
                     os.rename(self.file(shard), spare)
                 else:
+                    # A mapping would keep the memory of a removed file taken.
+                    self._mappings.pop(os.stat(self.file(shard)).st_ino, None)
                     os.unlink(self.file(shard))
 
     def sweep(self) -> None:
@@ -200,16 +215,16 @@ class MemoryFolder:
 
     # --- reading ---
 
-    def verify(self, shard: Shard, path: str | None = None) -> Header:
-        """Reads every byte of the shard (`path`: of a working copy of it). Raises DamagedCheckpoint saying what is
-        wrong, or OSError."""
-        path = path or self.file(shard)
+    def verify(self, shard: Shard, draft: Draft | None = None) -> Header:
+        """Reads every byte of the shard (`draft`: of one that is not published yet). Raises DamagedCheckpoint saying
+        what is wrong, or OSError."""
+        path = draft.path if draft else self.file(shard)
         header = read_header(path)
         if header.shard != shard:
             raise DamagedCheckpoint(f"{path}: holds {header.shard}")
         if header.owner != self.owner:
             raise DamagedCheckpoint(f"{path}: is of another job ({header.owner or 'unnamed'})")
-        found = _sha256(_mapped(path, header.size))
+        found = _sha256(draft.body[: header.size] if draft else _mapped(path, header.size))
         if found != header.sha256:
             raise DamagedCheckpoint(f"{path}: content changed: sha256 {found[:12]}…, was {header.sha256[:12]}…")
         return header

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from trireme_api.shards import MemoryShards, Shard, by_set, newest_whole
@@ -26,7 +27,7 @@ from trireme_trainer.checkpoint.errors import CheckpointError, DamagedCheckpoint
 from trireme_trainer.checkpoint.manifest import check_meta
 from trireme_trainer.checkpoint.memory import Draft, Header, MemoryFolder, Place, layout_of
 from trireme_trainer.checkpoint.ranks import Ranks, describe
-from trireme_trainer.checkpoint.replication import Transfer, assign_sources, exchange, shifts
+from trireme_trainer.checkpoint.replication import Parcel, Transfer, assign_sources, exchange, shifts
 
 log = logging.getLogger(__name__)
 STAGES = ("staged", "published", "sending", "received", "copied", "complete", "retired")
@@ -76,6 +77,31 @@ class _Flight:
     error: Exception | None = None
     done: bool = False
     thread: threading.Thread = field(default_factory=threading.Thread)
+
+
+@dataclass
+class _Content:
+    """A shard on its way: the two parts of its file, to or from `peer`."""
+
+    shard: Shard
+    peer: int
+    body: Tensor
+    end: Tensor
+    draft: Draft | None = None
+    """Where it arrives."""
+
+    @classmethod
+    def of(cls, folder: MemoryFolder, shard: Shard, header: Header, peer: int) -> _Content:
+        content = folder.content(shard)
+        return cls(shard, peer, content[: header.size], content[header.size :])
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.body.numel(), self.end.numel()
+
+    @property
+    def parcels(self) -> list[Parcel]:
+        return [(self.peer, 2 * self.shard.rank, self.body), (self.peer, 2 * self.shard.rank + 1, self.end)]
 
 
 class MemoryTier:
@@ -209,25 +235,25 @@ class MemoryTier:
         if not away:
             return
         me, folder = self._ranks.rank, self._folder
-        sizes: dict[Shard, int] = {}
-        mine = [transfer for transfer in away if transfer.source == me]
-        for told in self._ranks.everywhere(lambda: {t.shard: folder.content(t.shard).numel() for t in mine}):
+        leaving = [_Content.of(folder, t.shard, headers[t.shard], t.target) for t in away if t.source == me]
+        sizes: dict[Shard, tuple[int, int]] = {}
+        for told in self._ranks.everywhere(lambda: {content.shard: content.sizes for content in leaving}):
             sizes |= told
         arriving = self._ranks.everywhere_own(
-            lambda: {t: folder.draft(f"{me}-restore", sizes[t.shard]) for t in away if t.target == me}
+            lambda: [self._expect(f"{me}-restore", t.shard, t.source, sizes[t.shard]) for t in away if t.target == me]
         )
-        exchange(
-            self._ranks,
-            [(t.target, t.shard.rank, folder.content(t.shard)) for t in mine],
-            [(t.source, t.shard.rank, draft.bytes) for t, draft in arriving.items()],
-        )
-        self._ranks.everywhere(
-            lambda: headers.update({t.shard: self._accept(draft, t.shard) for t, draft in arriving.items()})
-        )
+        exchange(self._ranks, [p for c in leaving for p in c.parcels], [p for c in arriving for p in c.parcels])
+        self._ranks.everywhere(lambda: headers.update({content.shard: self._accept(content) for content in arriving}))
 
-    def _accept(self, draft: Draft, shard: Shard) -> Header:
-        header = self._folder.verify(shard, draft.path)
-        self._folder.publish(draft, shard)
+    def _expect(self, key: str, shard: Shard, source: int, sizes: tuple[int, int]) -> _Content:
+        draft = self._folder.draft(key, sizes[0])
+        return _Content(shard, source, draft.body, torch.empty(sizes[1], dtype=torch.uint8), draft)
+
+    def _accept(self, content: _Content) -> Header:
+        assert content.draft is not None
+        content.draft.finish(content.end.numpy().tobytes())
+        header = self._folder.verify(content.shard, content.draft)
+        self._folder.publish(content.draft, content.shard)
         return header
 
     def _reject(self, what: str, why: str) -> None:
@@ -294,14 +320,15 @@ class MemoryTier:
         ranks, folder, timing = self._ranks, self._folder, flight.timing
         mark = time.perf_counter()
 
-        def seal() -> int:
+        def seal() -> tuple[int, int]:
             if flight.error is not None:
                 raise flight.error
             assert flight.draft is not None
-            return folder.seal(flight.draft, shard, flight.layout, meta)
+            folder.seal(flight.draft, shard, flight.layout, meta)
+            return flight.draft.body.numel(), len(flight.draft.end)
 
         sizes = ranks.everywhere(seal)
-        timing.size = sizes[ranks.rank]
+        timing.size = sum(sizes[ranks.rank])
         draft = flight.draft
         assert draft is not None
         ranks.everywhere(lambda: folder.publish(draft, shard))
@@ -309,7 +336,7 @@ class MemoryTier:
         timing.sealing = time.perf_counter() - mark
         mark = time.perf_counter()
         for shift in self._shifts:
-            self._copy(shard, shift, sizes)
+            self._copy(shard, shift, sizes, draft)
         ranks.everywhere(lambda: None)
         timing.copying = time.perf_counter() - mark
         self._on_stage("complete")
@@ -320,15 +347,17 @@ class MemoryTier:
         )
         self._on_stage("retired")
 
-    def _copy(self, shard: Shard, shift: int, sizes: list[int]) -> None:
-        ranks, folder = self._ranks, self._folder
+    def _copy(self, shard: Shard, shift: int, sizes: list[tuple[int, int]], draft: Draft) -> None:
+        ranks = self._ranks
         source, target = (ranks.rank - shift) % ranks.world, (ranks.rank + shift) % ranks.world
         theirs = Shard(shard.step, shard.attempt, shard.world, source)
-        arriving = ranks.everywhere_own(lambda: folder.draft(f"{ranks.rank}-of-{source}", sizes[source]))
+        leaving = _Content(shard, target, draft.body, _tensor(draft.end))
+        key = f"{ranks.rank}-of-{source}"
+        arriving = ranks.everywhere_own(lambda: self._expect(key, theirs, source, sizes[source]))
         self._on_stage("sending")
-        exchange(ranks, [(target, ranks.rank, folder.content(shard))], [(source, source, arriving.bytes)])
+        exchange(ranks, leaving.parcels, arriving.parcels)
         self._on_stage("received")
-        ranks.everywhere_own(lambda: self._accept(arriving, theirs))
+        ranks.everywhere_own(lambda: self._accept(arriving))
         self._on_stage("copied")
 
     def _mine(self) -> set[int]:
@@ -350,3 +379,7 @@ class MemoryTier:
             self._stale = flight.error
         else:
             self._failures.append(f"step {flight.step} is not kept in memory: {flight.error}")
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
