@@ -50,6 +50,12 @@ def _gang(status: TrainingJobStatus) -> list[tuple[int, int]]:
     return [(slot.index, slot.incarnation) for slot in status.slots if not slot.spare]
 
 
+def _permits(wish: Replicas, size: int) -> bool:
+    if wish.allowed:
+        return size in wish.allowed and (wish.min or 1) <= size <= wish.desired
+    return (wish.min or wish.desired) <= size <= wish.desired
+
+
 class Broken(AssertionError):
     """An invariant does not hold."""
 
@@ -490,7 +496,7 @@ class Model:
         wishes = self.wishes.setdefault(name, [])
         wishes.append(Replicas.model_validate(stored["spec"]["replicas"]))
         gang, spares = _gang(after), [slot for slot in after.slots if slot.spare]
-        if gang and not any(wish.fit(len(gang)) == len(gang) for wish in wishes):
+        if gang and not any(_permits(wish, len(gang)) for wish in wishes):
             raise Broken(f"I6: a gang of {len(gang)}, which no spec permitted")
         if len(after.slots) > max(wish.desired + wish.spares for wish in wishes):
             raise Broken(f"I6: {len(gang)} slots and {len(spares)} spares are more than was ever asked for")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hypothesis.stateful import run_state_machine_as_test
 sys.path.insert(0, str(Path(__file__).parent))
 
 from model import Broken
+from test_reconcile_crashes import Fault, play
 from test_reconcile_model import CHECKS, TwoOperators, World
-from trireme_operator import accounting, assignments, controller, gang, running, stopping
+from trireme_api.protocol import Action
+from trireme_api.replicas import Replicas
+from trireme_operator import accounting, assignments, controller, gang, resizing, running, sizing, stopping
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
 
@@ -58,6 +62,51 @@ def failures_are_counted_on_every_look(patch: pytest.MonkeyPatch) -> None:
         draft.status.restarts.by_cause["unknown"] = draft.status.restarts.by_cause.get("unknown", 0) + 1
 
     patch.setattr(running, "_note_failure", twice)
+
+
+def another_size_in_the_same_attempt(patch: pytest.MonkeyPatch) -> None:
+    def stay(draft: Any) -> None:
+        draft.status.sizing.target = draft.status.sizing.since = None
+
+    patch.setattr(resizing, "begin_attempt", stay)
+
+
+def spares_are_told_to_run(patch: pytest.MonkeyPatch) -> None:
+    real = assignments.Crew.assignment
+
+    def told(self: Any, pod_uid: str) -> Any:
+        answer = real(self, pod_uid)
+        return replace(answer, action=Action.RUN) if answer.spare else answer
+
+    patch.setattr(assignments.Crew, "assignment", told)
+
+
+def a_size_that_nobody_permits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Replicas, "fit", lambda self, nodes: max(1, min(nodes, self.desired) - 1))
+
+
+def pods_of_a_smaller_gang_stay(patch: pytest.MonkeyPatch) -> None:
+    real = sizing.resized
+
+    def larger(slots: Any, size: int, **more: Any) -> Any:
+        return real(slots, size + 1, **more) or real(slots, size, **more)
+
+    patch.setattr(sizing, "resized", larger)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "story"),
+    [
+        (another_size_in_the_same_attempt, "scaled_down_and_up"),
+        (spares_are_told_to_run, "a_spare_steps_in"),
+        (a_size_that_nobody_permits, "scaled_down_and_up"),
+        (pods_of_a_smaller_gang_stay, "scaled_down_and_up"),
+    ],
+)
+def test_a_story_notices(monkeypatch: pytest.MonkeyPatch, sabotage: Patch, story: str) -> None:
+    sabotage(monkeypatch)
+    with pytest.raises((Broken, AssertionError)):
+        play(story, Fault())
 
 
 SABOTAGE: tuple[tuple[Patch, type[World]], ...] = (

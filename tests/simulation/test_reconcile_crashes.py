@@ -74,6 +74,7 @@ class Story:
                 model.deliver(operator)
             self.events += 1
         model.begin(operator, ("", "resync"))
+        model.read_nodes(operator)
         self.drain(operator)
         operator.desk.decide()
         if operator.alive:
@@ -151,6 +152,65 @@ def suspend_and_resume(story: Story) -> None:
     story.run()
 
 
+def runs_on(story: Story, nodes: int, attempt: int) -> None:
+    """Until all ranks of a gang of this size run in this attempt or a later one."""
+
+    def there() -> bool:
+        status = story.status
+        size = sum(not slot.spare for slot in status.slots)
+        running = story.agents().count(AgentState.RUNNING)
+        return (status.phase, size, running) == (Phase.RUNNING, nodes, nodes) and status.attempt >= attempt
+
+    story.until(there)
+
+
+def save(story: Story) -> None:
+    """A checkpoint, of which the operator hears."""
+    for agent in story.model.agents.values():
+        story.model.train(agent, 5)
+        if agent.state == AgentState.RUNNING:
+            story.model.commit(agent)
+    story.until(lambda: story.status.last_checkpoint is not None)
+
+
+def lose_node_of(story: Story, pod: str) -> str:
+    """The node and all on it are gone from one moment to the next; the API server still shows them."""
+    name = str(story.model.pods[pod]["spec"]["nodeName"])
+    for one in story.model.pods.values():
+        if one["spec"].get("nodeName") == name and one["metadata"]["uid"] in story.model.agents:
+            story.model.agents[one["metadata"]["uid"]].gone = True
+    story.model.put_node(name, 2, ready=False)
+    return name
+
+
+def a_spare_steps_in(story: Story) -> None:
+    story.model.create_job(JOB, {"desired": 2, "spares": 1})
+    runs_on(story, 2, 1)
+    story.until(lambda: story.status.replicas.spares == 1)
+    lose_node_of(story, "a-0-1")
+    runs_on(story, 2, 2)
+
+
+def a_node_is_lost_and_comes_back(story: Story) -> None:
+    story.model.create_job(JOB, {"desired": 3, "min": 2})
+    runs_on(story, 3, 1)
+    save(story)
+    name = lose_node_of(story, "a-1-1")
+    runs_on(story, 2, 2)
+    story.model.put_node(name, 2, ready=True)
+    runs_on(story, 3, 3)
+
+
+def scaled_down_and_up(story: Story) -> None:
+    story.model.create_job(JOB, 2)
+    runs_on(story, 2, 1)
+    save(story)
+    story.model.edit_job(JOB, replicas={"desired": 1})
+    runs_on(story, 1, 2)
+    story.model.edit_job(JOB, replicas={"desired": 3})
+    runs_on(story, 3, 3)
+
+
 def delete(story: Story) -> None:
     story.model.create_job(JOB, 2)
     story.run()
@@ -158,9 +218,9 @@ def delete(story: Story) -> None:
     story.until(lambda: not story.model.pods)
 
 
-STORIES = {
-    story.__name__: story for story in (start_and_finish, a_rank_dies, a_pod_is_lost, suspend_and_resume, delete)
-}
+TOLD = (start_and_finish, a_rank_dies, a_pod_is_lost, suspend_and_resume, delete)
+RESIZED = (a_spare_steps_in, a_node_is_lost_and_comes_back, scaled_down_and_up)
+STORIES = {story.__name__: story for story in (*TOLD, *RESIZED)}
 
 
 def play(name: str, fault: Fault) -> tuple[tuple[object, ...], int, int]:
