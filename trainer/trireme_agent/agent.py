@@ -192,7 +192,10 @@ class Agent:
         return self._attempt
 
     def _keep_warm(self) -> None:
-        if self._attempt is None or self._attempt.phase_times().first_step is None or self._machine.stopping:
+        if self._attempt is None or self._machine.stopping:
+            return
+        # A spare has nothing else to do; beside ranks that still start, a warm process would only slow them down.
+        if not self._attempt.assignment.spare and self._attempt.phase_times().first_step is None:
             return
         was = self._warm.enabled
         self._warm.refill(self._attempt.assignment.procs_per_node)
