@@ -202,7 +202,7 @@ class Operator:
 
     async def _hear_kubelets(self) -> None:
         """Looks at the leases of nodes while any gang is on them."""
-        kubelets = Leases()
+        kubelets, trouble = Leases(), ""
         while self.options.watch_nodes:
             await asyncio.sleep(SAMPLE_SECONDS)
             if not any(job.status.phase in HOLDING for job in self.store.jobs.values()):
@@ -210,8 +210,10 @@ class Operator:
             try:
                 renewals = [renewal_of(obj) for obj in await self.cluster.list_node_leases()]
             except ApiError as error:
-                log.warning("leases of nodes: %s", error)
+                if trouble != (trouble := str(error)):  # every few seconds is too often to say the same
+                    log.warning("leases of nodes: %s; dead nodes are noticed by their conditions only", error)
                 continue
+            trouble = ""
             stale = kubelets.sample(renewals, time.monotonic())
             for name in self.store.mark_stale(stale, self.controller.clock()):
                 log.warning("node %s: its kubelet %s", name, "is silent" if name in stale else "is heard again")

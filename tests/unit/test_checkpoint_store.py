@@ -191,6 +191,29 @@ def test_only_the_newest_attempt_commits(uri: str) -> None:
     assert write(store, 5, new)
 
 
+def test_a_zombie_that_froze_after_the_fence_was_checked_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: the lock is no help (none there, or its holder frozen), and the next attempt has begun."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    zombie, successor = CheckpointStore(str(tmp_path)), CheckpointStore(str(tmp_path))
+    old, _ = zombie.claim(1)
+    _, working = zombie.begin(5, old)
+    with zombie.files.create(working, ".metadata") as stream:
+        stream.write(b"x")
+    def awake(stage: str) -> None:
+        if stage == "fenced":
+            successor.claim(2)
+
+    with pytest.raises(OSError):
+        zombie.commit(working, manifest(5), old, on_stage=awake)
+    assert steps(successor) == []
+
+
 def test_owners_take_over_and_generations_count(uri: str) -> None:
     store = CheckpointStore(uri)
     first, _ = store.claim(9, "a")
