@@ -144,6 +144,7 @@ _FIGURES: dict[str, Figure] = {
     "nodes_desired": ("Nodes asked for.", lambda status: status.replicas.desired),
     "nodes_ready": ("Nodes whose ranks run.", lambda status: status.replicas.ready),
     "attempt": ("Number of the attempt.", lambda status: status.attempt),
+    "stragglers": ("Ranks that the others wait for, each step.", lambda status: len(status.stragglers)),
     "last_checkpoint_step": (
         "Newest committed checkpoint.",
         lambda status: status.last_checkpoint.step if status.last_checkpoint is not None else None,

@@ -7,7 +7,7 @@ import math
 from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
 from trireme_api.protocol import AgentState, Cause, ExitCode
 
-from trireme_operator import hangs, recovery
+from trireme_operator import hangs, recovery, stragglers
 from trireme_operator.accounting import best_step
 from trireme_operator.afterwards import absorb
 from trireme_operator.clock import duration, seconds, stamp
@@ -47,6 +47,7 @@ def run(draft: Draft) -> None:
         return
     if status.phase == Phase.RUNNING:
         first_step_times(draft)
+        stragglers.watch(draft)
     else:
         starting(draft)
 

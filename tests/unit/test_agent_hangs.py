@@ -160,11 +160,12 @@ def test_where_stacks_are_kept() -> None:
     assert lasting_folder({}, "/logs", 1)[0] == "/logs/hangs/attempt-1"
 
 
-def collected(dump: stacks.Dump) -> Stacks:
+def collected(dump: stacks.Dump, live: tuple[int, ...] = ()) -> Stacks:
     dump.start()
-    until = time.monotonic() + 20
+    began = time.monotonic()
     while dump.result is None:
-        assert time.monotonic() < until
+        assert time.monotonic() < began + 20
+        dump.tick(live)
         time.sleep(0.02)
     return dump.result
 
@@ -207,6 +208,38 @@ def test_a_signal_that_would_kill_is_never_sent(tmp_path: Path) -> None:
     finally:
         rank.kill()
         rank.wait()
+
+
+ANSWERS = """
+import faulthandler, signal, sys, time
+faulthandler.register(signal.SIGUSR2, file=open(sys.argv[1], "w"))
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stopped_rank_is_continued_for_its_stack_after_its_peers_have_written_theirs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ANSWERS]
+    ranks = [
+        subprocess.Popen([*command, str(tmp_path / stacks_name(rank))], stdout=subprocess.PIPE) for rank in (0, 1)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            rank.stdout.readline()
+        ranks[1].send_signal(signal.SIGSTOP)
+        targets = [Target(rank, process.pid, int(signal.SIGUSR2)) for rank, process in enumerate(ranks)]
+        dump = stacks.Dump(str(tmp_path), (str(tmp_path / "kept"), "name"), 0, targets)
+        found = collected(dump, live=tuple(process.pid for process in ranks))
+        assert {one.how for one in found.ranks} == {"faulthandler"}
+        assert [one.state for one in found.ranks] == ["sleeping", "stopped"]
+        first, second = (os.stat(tmp_path / stacks_name(rank)).st_mtime for rank in (0, 1))
+        assert second - first > stacks.CONTINUE_AFTER / 2
+        assert "process stopped" in (tmp_path / "kept" / "rank-1.txt").read_text()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def test_the_kernels_view_of_a_process_that_is_gone() -> None:

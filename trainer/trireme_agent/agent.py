@@ -80,6 +80,8 @@ class Agent:
                 commands += self._machine.assigned(self._assignments.popleft(), now)
             commands += self._machine.tick(now, self._link.unheard())
             self._carry_out(commands, now)
+            if self._attempt is not None:
+                self._attempt.tick(self._supervisor.live_pids)
             self._publish()
             self._keep_warm()
             if self._machine.exit_code is not None and self._delivered():

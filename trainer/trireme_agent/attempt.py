@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from typing import Dict, List, Optional
+from typing import Collection, Dict, List, Optional
 
 from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, Stacks, by_set, parse_shard
 
@@ -132,6 +132,11 @@ class Attempt:
         folder = lasting_folder(self._settings.environment, self._settings.log_dir, self.assignment.attempt)
         self._dump = Dump(self.folder, folder, global_rank(self.assignment, 0), targets)
         self._dump.start()
+
+    def tick(self, live: Collection[int]) -> None:
+        """`live`: pids of ranks that are not reaped."""
+        if self._dump is not None:
+            self._dump.tick(live)
 
     @property
     def stacks(self) -> Optional[Stacks]:

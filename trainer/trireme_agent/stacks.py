@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Collection, Dict, List, Mapping, Optional, Tuple
 
 from trireme_api.protocol import (
     PVC_ROOT,
@@ -30,7 +30,10 @@ from trireme_api.protocol import (
 
 from trireme_agent import processes
 
-HANDLER_SECONDS = 2.0
+HANDLER_SECONDS = 3.0
+CONTINUE_AFTER = 1.0
+"""A stopped rank is continued only when its peers, in other pods too, have had the time to write where they wait for
+it: its first steps would set them free."""
 PY_SPY_SECONDS = 10.0
 MAX_BYTES = 8 * 1024 * 1024
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -84,6 +87,8 @@ class Dump:
         self._targets = targets
         self.result: Optional[Stacks] = None
         self.problem = ""
+        self._asked: List[Target] = []
+        self._continue_at = 0.0
 
     def start(self) -> None:
         for target in self._targets:
@@ -94,10 +99,20 @@ class Dump:
             if target.signal in SIGNALS and stat is not None and stat.state != "Z":
                 target.size = _size(self._path(target))
                 processes.signal_process(target.pid, target.signal)
-                if target.state == "stopped":
-                    # Its handler can only run when it does; what it was stopped in is on its stack.
-                    processes.signal_process(target.pid, signal.SIGCONT)
+                self._asked.append(target)
+        self._continue_at = time.monotonic() + CONTINUE_AFTER
         threading.Thread(target=self._collect, name="stacks", daemon=True).start()
+
+    def tick(self, live: Collection[int]) -> None:
+        """To be called now and then, with the pids that are not reaped: lets the handlers of stopped ranks run."""
+        if not self._asked or time.monotonic() < self._continue_at:
+            return
+        for target in self._asked:
+            stat = processes.read_stat(target.pid) if target.pid is not None and target.pid in live else None
+            if stat is not None and stat.state == "T":
+                target.state = "stopped"
+                processes.signal_process(stat.pid, signal.SIGCONT)
+        self._asked = []
 
     def _path(self, target: Target) -> str:
         return os.path.join(self._run_dir, stacks_name(target.local_rank))

@@ -81,6 +81,10 @@ class Supervisor:
     def live(self) -> List[int]:
         return sorted(self._live.values())
 
+    @property
+    def live_pids(self) -> Set[int]:
+        return set(self._live)
+
     def start(self, launches: Sequence[Launch], how: Spawn = spawn) -> None:
         """Starts all; one that cannot be started is an exit with the shell's code for it, seen at the next poll."""
         if self._live:
