@@ -97,6 +97,8 @@ def test_ranks_that_do_not_know_yet_hold_everybody() -> None:
 
 def test_slower_steps_are_part_of_the_cost() -> None:
     pace = Pace()
+    pace.step(60.0, saving=False)
+    assert pace.step_seconds == 0, "the first step of a process is none to go by"
     for _ in range(10):
         pace.step(1.0, saving=False)
     for _ in range(3):

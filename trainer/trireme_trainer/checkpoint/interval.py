@@ -8,8 +8,10 @@ job has failures of its own, M is that of Meta's research cluster (arXiv 2410.21
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 PRIOR_NODE_SECONDS = 7.9 * 3600 * 128
 """Between failures of one node."""
@@ -17,6 +19,7 @@ MAX_SECONDS = 3600.0
 """Never rarer: an estimate that is too hopeful may cost an hour of work, no more."""
 FIRST_SAVE = 8
 """Steps of an attempt before its first save: what a save costs must be seen once."""
+CALM_STEPS = 20
 
 
 def mean_time_between_failures(nodes: int, failures: int, seconds: float) -> float:
@@ -102,15 +105,18 @@ class Pace:
     """Step times with and without a save being written: their difference is part of what the save costs."""
 
     def __init__(self) -> None:
-        self._calm: float | None = None
+        self._calm: deque[float] = deque(maxlen=CALM_STEPS)
         self._slowed = 0.0
+        self._begun = False
 
     def step(self, seconds: float, *, saving: bool) -> None:
-        """`seconds` of one step, without what training waited for the save itself."""
-        if saving:
-            self._slowed += seconds - self._calm if self._calm is not None else 0.0
+        """`seconds` of one step, without what training waited for the save itself. The first (compile) is left out."""
+        if not self._begun:
+            self._begun = True
+        elif saving:
+            self._slowed += seconds - self.step_seconds if self._calm else 0.0
         else:
-            self._calm = seconds if self._calm is None else 0.9 * self._calm + 0.1 * seconds
+            self._calm.append(seconds)
 
     def saved(self) -> float:
         """Seconds the steps took longer in all while the save was written; counts from zero again."""
@@ -119,7 +125,8 @@ class Pace:
 
     @property
     def step_seconds(self) -> float:
-        return self._calm or 0.0
+        """Median of the newest steps without a save; 0 before there was one."""
+        return median(self._calm) if self._calm else 0.0
 
 
 def _power_of_two(number: int) -> bool:
