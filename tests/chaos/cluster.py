@@ -17,6 +17,7 @@ from rig import World
 from chaos.arena import Json, wait_until
 from chaos.measure import Broken, seconds
 from demo import target as demo
+from demo.images import cluster_tool
 from demo.target import OPERATOR, SYSTEM, Target
 
 NAMESPACE = "chaos"
@@ -28,12 +29,10 @@ class ClusterArena:
     name = "cluster"
 
     def __init__(self, target: Target) -> None:
-        self.target = Target(target.kube.within(NAMESPACE), target.kind)
-        self.system = target.kube.within(SYSTEM)
         self.api = Api(target.kube.kubeconfig)
         self.world = World(self.api, target.kube.kubeconfig, NAMESPACE)
         self.cluster = Cluster(DEFAULT_NAME)
-        self.disk = self.target.claim("checkpoints", NAMESPACE)
+        self.disk = self.claim("checkpoints")
 
     @classmethod
     def up(cls) -> ClusterArena:
@@ -42,11 +41,12 @@ class ClusterArena:
             raise Broken(
                 f"this cluster is {target.kind}; the suite reaches into nodes of the built-in one: unset KUBECONFIG"
             )
-        demo.install(target, demo.images())
+        demo.install(target, *demo.images(target))
         return cls(target)
 
     def claim(self, name: str) -> Path:
-        return self.target.claim(name, NAMESPACE)
+        """A claim of the namespace that every node can mount; returns the folder of this machine that it is."""
+        return Path(cluster_tool("cluster.py", "volume", name, "--namespace", NAMESPACE, data=True)["path"])
 
     def submit(self, name: str, spec: Json) -> None:
         self.remove(name)

@@ -342,7 +342,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "operator-killed-running", "SIGKILL to the operator while the gang runs", operator_killed, kind="pause",
-        attempts=0, restarts=0, target=2,
+        attempts=0, restarts=0,
     ),
     Fault(
         "operator-killed-recovering", "SIGKILL to a rank, and to the operator while the gang recovers",
@@ -354,7 +354,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "api-server-away", "the API server killed and away for a minute", api_server_away, kind="pause", attempts=0,
-        restarts=0, target=2,
+        restarts=0,
     ),
     Fault(
         "shard-corrupted", "two bytes of the newest checkpoint flipped, then SIGKILL to a rank", shard_corrupted,
@@ -366,15 +366,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "rank-slow", "one rank at a third of its speed for 20 s", rank_slow, kind="pause", attempts=0, restarts=0,
-        target=5,
     ),
     Fault(
         "clock-jump", "the clock of one pod ten minutes ahead for 10 s, then ten minutes behind", clock_jumped,
-        where=("local",), kind="pause", attempts=0, restarts=0, target=2,
+        where=("local",), kind="pause", attempts=0, restarts=0,
     ),
     Fault(
         "kubelet-stopped", "SIGKILL to a node's kubelet, started again after 30 s", kubelet_stopped, where=("cluster",),
-        kind="pause", attempts=0, restarts=0, target=2,
+        kind="pause", attempts=0, restarts=0,
     ),
     Fault(
         "node-gone", "all processes of a node killed: containerd, shims, containers, kubelet", node_gone,

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,8 @@ from chaos import measure, table  # noqa: E402
 from chaos.arena import Arena, Job, Watch, wait_until  # noqa: E402
 from chaos.faults import FAULTS, Fault, Scene, chosen  # noqa: E402
 from chaos.measure import Broken, Trial  # noqa: E402
-from demo.training import cpu_model, own_time, prepare  # noqa: E402
+from demo.corpus import corpus  # noqa: E402
+from demo.training import VOCABULARY, cpu_model, own_time  # noqa: E402
 
 EVERY = 20
 """Steps between checkpoints."""
@@ -64,6 +66,8 @@ def spec(steps: int) -> dict[str, Any]:
                 {"action": "RestartGang", "max": 1000, "timeoutSeconds": 600},
             ]
         },
+        # The faults are ours, not the nodes'.
+        "nodePolicy": {"avoidAfterFailures": 0},
     }
 
 
@@ -195,19 +199,32 @@ def store(where: str, results: dict[str, Any]) -> Path:
     return path
 
 
+def shards(folder: Path) -> None:
+    """The demo's corpus, tokenised by the user's own command; pods run as another user than we do."""
+    command = [
+        str(Path(sys.executable).parent / "trireme"), "prepare", str(corpus()), "--output", str(folder),
+        "--include", "*.txt", "--document-separator", "blank-line", "--vocabulary", str(VOCABULARY), "--overwrite",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Broken(f"trireme prepare: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 @contextlib.contextmanager
 def open_arena(where: str) -> Iterator[Arena]:
     if where == "cluster":
         from chaos.cluster import ClusterArena
 
         there = ClusterArena.up()
-        prepare(there.claim("corpus") / "debian")
+        shards(there.claim("corpus") / "debian")
         yield there
         return
     from chaos.local import LocalArena
 
     with tempfile.TemporaryDirectory(prefix="trireme-chaos-") as folder, LocalArena(Path(folder)) as arena:
-        prepare(arena.claim("corpus") / "debian")
+        shards(arena.claim("corpus") / "debian")
         yield arena
 
 
