@@ -86,6 +86,7 @@ COLUMNS = (
     ("TFLOPS", "number", ".status.progress.tflops", 0),
     ("MFU", "number", ".status.progress.mfu", 0),
     ("Restarts", "integer", ".status.restartCount", 0),
+    ("Goodput", "string", ".status.goodput.summary", 0),
     ("CO2e", "string", ".status.carbon.summary", 0),
     ("ETA", "string", ".status.progress.remaining", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),

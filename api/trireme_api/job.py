@@ -16,6 +16,7 @@ from trireme_api.failures import RestartAction as RestartAction
 from trireme_api.failures import RuleAction as RuleAction
 from trireme_api.failures import StopWhen as StopWhen
 from trireme_api.hang import HangPolicy, HangStatus, Straggler
+from trireme_api.ledger import GoodputStatus
 from trireme_api.protocol import Cause
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.replicas import Replicas
@@ -323,6 +324,7 @@ class TrainingJobStatus(Status):
     stragglers: list[Straggler] = Field(default_factory=list)
     energy: EnergyStatus = Field(default_factory=EnergyStatus)
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)
+    goodput: GoodputStatus | None = None
     admitted_at: str | None = None
     """First admission; the active deadline counts from here."""
     admitted_spec: dict[str, Any] | None = None

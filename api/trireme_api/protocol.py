@@ -17,6 +17,8 @@ from trireme_api.shards import MemoryShards as MemoryShards
 from trireme_api.shards import by_set as by_set
 from trireme_api.shards import newest_whole as newest_whole
 from trireme_api.shards import parse_shard as parse_shard
+from trireme_api.spent import SPENT_STATES as SPENT_STATES
+from trireme_api.spent import Spent as Spent
 from trireme_api.wire import Message
 from trireme_api.wire import ProtocolError as ProtocolError
 from trireme_api.wire import clean_text as clean_text
@@ -323,6 +325,8 @@ class Report(Message):
     phases: Optional[PhaseTime] = None
     stacks: Optional[Stacks] = None
     """Taken in this attempt, because the assignment asked for it or a rank reported a hang."""
+    spent: Optional[Spent] = None
+    """Of the first local rank that tells."""
 
 
 # --- down: what the coordinator assigns -----------------------------------------------------------------------------
@@ -373,6 +377,7 @@ class Heartbeat(Message):
     checkpoint: Optional[CheckpointRef] = None
     """The newest committed one."""
     phases: Optional[PhaseTime] = None
+    spent: Optional[Spent] = None
     failure: Optional[Failure] = None
     """Written before a rank ends on purpose with a non-zero code."""
     stack_signal: Optional[int] = None

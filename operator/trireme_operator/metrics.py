@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,9 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from trireme_api.job import Phase, TrainingJobStatus
+from trireme_api.ledger import LEDGER_STATES
 
+from trireme_operator.bookkeeping import up_to
 from trireme_operator.frozen import effective
 from trireme_operator.store import Store
 from trireme_operator.views import Job
@@ -83,8 +86,9 @@ class Metrics:
 
 
 class JobCollector(Collector):
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         gauges = {
@@ -97,6 +101,10 @@ class JobCollector(Collector):
         restarts = CounterMetricFamily("trireme_job_restarts", "Restarts by kind.", labels=[*JOB, "kind"])
         causes = CounterMetricFamily("trireme_job_failures", "Failures answered, by cause.", labels=[*JOB, "cause"])
         energy = CounterMetricFamily("trireme_job_energy_joules", "Energy of all attempts.", labels=[*JOB, "source"])
+        # A gauge, for time moves from `step` to `lost` when steps turn out to be done again.
+        spent = GaugeMetricFamily(
+            "trireme_job_seconds_total", "Wall time by the state it went into.", labels=[*JOB, "state"]
+        )
         carbon = CounterMetricFamily("trireme_job_carbon_grams", "CO2e of all attempts.", labels=[*JOB, "scope"])
         for job in self._store.jobs.values():
             status, names = job.status, [job.namespace, job.name]
@@ -114,12 +122,15 @@ class JobCollector(Collector):
                 restarts.add_metric([*names, kind], getattr(status.restarts, kind))
             for cause, count in status.restarts.by_cause.items():
                 causes.add_metric([*names, cause], count)
+            goodput = up_to(status.goodput, self._clock()) if status.goodput is not None else None
+            for state in LEDGER_STATES if goodput is not None else ():
+                spent.add_metric([*names, state], goodput.seconds.get(state, 0.0) if goodput else 0.0)
             if status.energy.source != "missing":
                 energy.add_metric([*names, status.energy.source], status.energy.joules)
             if status.carbon.grams is not None:
                 carbon.add_metric([*names, "operational"], status.carbon.grams)
         yield from gauges.values()
-        yield from (phase, info, restarts, causes, energy, carbon)
+        yield from (phase, info, restarts, causes, energy, carbon, spent)
 
 
 Figure = tuple[str, Callable[[TrainingJobStatus], float | None]]
@@ -145,6 +156,14 @@ _FIGURES: dict[str, Figure] = {
     "nodes_ready": ("Nodes whose ranks run.", lambda status: status.replicas.ready),
     "attempt": ("Number of the attempt.", lambda status: status.attempt),
     "stragglers": ("Ranks that the others wait for, each step.", lambda status: len(status.stragglers)),
+    "goodput_ratio": (
+        "Effective training time: step / all time but queued and suspended, 0 to 1.",
+        lambda status: status.goodput.ratio if status.goodput is not None else None,
+    ),
+    "lost_steps": (
+        "Optimiser steps that had to be done again.",
+        lambda status: status.goodput.lost_steps if status.goodput is not None else None,
+    ),
     "last_checkpoint_step": (
         "Newest committed checkpoint.",
         lambda status: status.last_checkpoint.step if status.last_checkpoint is not None else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from trireme_api.job import TERMINAL, ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState
 
-from trireme_operator import conditions, nodes
+from trireme_operator import bookkeeping, conditions, nodes
 from trireme_operator.accounting import account
 from trireme_operator.actions import Act, Decision, DeleteJob
 from trireme_operator.clock import seconds, stamp
@@ -52,6 +52,7 @@ def reconcile(job: Job, seen: Observed, now: float) -> Decision:
             run(draft)
         else:
             wait(draft)
+        bookkeeping.keep(draft)
         _describe(draft)
         if decisive(draft.status) != decisive(job.status):
             draft.status.updated_at = stamp(now)
@@ -135,7 +136,8 @@ def _tell_size(draft: Draft) -> None:
 
 def _news(status: TrainingJobStatus) -> object:
     """Everything but figures that move all the time and the time of writing."""
-    return status.model_dump(exclude={"updated_at", "progress", "energy", "carbon"})
+    spends_on = status.goodput.state if status.goodput is not None else None
+    return status.model_dump(exclude={"updated_at", "progress", "energy", "carbon", "goodput"}), spends_on
 
 
 def _to_write(draft: Draft) -> TrainingJobStatus | None:
@@ -149,6 +151,8 @@ def _to_write(draft: Draft) -> TrainingJobStatus | None:
         draft.wake_at(last + wait)
         return None
     new.updated_at = stamp(draft.now)
+    if new.goodput is not None:
+        new.goodput = bookkeeping.up_to(new.goodput, draft.now)
     return new
 
 

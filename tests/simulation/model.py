@@ -25,6 +25,7 @@ from trireme_api.protocol import (
     Progress,
     RankReport,
     Report,
+    Spent,
 )  # fmt: skip
 from trireme_api.replicas import Replicas
 from trireme_operator.actions import Note
@@ -74,6 +75,8 @@ class Agent:
     exits: list[int] = field(default_factory=list)
     assignment: Assignment | None = None
     step: int = 0
+    resumed: int = 0
+    saved: int | None = None
     joules: float = 0.0
     gone: bool = False
 
@@ -88,7 +91,14 @@ class Agent:
             progress=Progress(step=self.step, total_steps=100, tokens_per_second=1.0) if self.step else None,
             checkpoint=CheckpointRef(committed, f"step-{committed}") if committed and self.ranks_alive else None,
             energy={"cpu": EnergyReading(self.joules, "declared")},
+            spent=self.spent() if self.assignment is not None and self.attempt == self.assignment.attempt else None,
         )  # fmt: skip
+
+
+    def spent(self) -> Spent:
+        """A second for each step, whatever the clock says: what agents tell need not fit."""
+        done = self.step - self.resumed
+        return Spent({"init": 2.0, "step": float(done)}, "step", self.resumed, self.step, self.saved, float(done))
 
 
 class Operator:
@@ -445,12 +455,14 @@ class Model:
         resume = told.resume.step if told.resume else 0
         if resume > self.committed.get(agent.job, 0):
             raise Broken(f"I4: resumes from step {resume}, committed is {self.committed.get(agent.job, 0)}")
-        agent.step = self.committed.get(agent.job, 0)
+        agent.step = agent.resumed = self.committed.get(agent.job, 0)
+        agent.saved = None
 
     def commit(self, agent: Agent) -> None:
         """A checkpoint of a running rank; refused for an attempt that is not the newest that ever started."""
         if agent.attempt == self.fence.get(agent.job):
             self.committed[agent.job] = max(self.committed.get(agent.job, 0), agent.step)
+            agent.saved = agent.step
 
     def train(self, agent: Agent, steps: int = 1) -> None:
         if agent.state == AgentState.RUNNING and not agent.gone:
@@ -504,7 +516,27 @@ class Model:
             raise Broken(f"I8: attempt {after.attempt} was {_gang(before)} and became {gang}")
         if after.attempt > before.attempt and len(gang) != len(_gang(before)) and _gang(before) and gang and risen:
             raise Broken("I8: a restart changed the size")
+        self._check_ledger(before, after)
         self._seen[name] = after
+
+    def _check_ledger(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
+        """Every second since the start is in exactly one state, whoever wrote them down; none comes or goes."""
+        if after.goodput is None:
+            if after.start_time is not None:
+                raise Broken("goodput: a job that began has no ledger")
+            return
+        booked = round(1000 * sum(after.goodput.seconds.values()))
+        passed = round(1000 * ((seconds(after.goodput.since) or 0.0) - (seconds(after.start_time) or 0.0)))
+        if booked != passed:
+            raise Broken(f"goodput: {booked} ms booked of {passed}: {after.goodput.seconds}")
+        old = before.goodput
+        if after.phase != Phase.SUSPENDING and (after.goodput.state == "running") != (after.phase == Phase.RUNNING):
+            raise Broken(f"goodput: {after.goodput.state} in phase {after.phase}")
+        for state in ("queued", "pulling", "suspended", "lost"):
+            if old is not None and after.goodput.seconds.get(state, 0.0) < old.seconds.get(state, 0.0):
+                raise Broken(f"goodput: time in {state} fell")
+        if after.goodput.lost_steps < (old.lost_steps if old is not None else 0):
+            raise Broken("goodput: lost steps were found again")
 
     def check(self) -> None:
         """At any moment."""

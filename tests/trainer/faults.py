@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from trireme_api.protocol import Env
-from trireme_trainer.checkpoint import MemoryFolder, MemoryTier
+from trireme_trainer.checkpoint import Checkpointer, MemoryFolder, MemoryTier
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.optim import Optimizer
@@ -192,3 +192,26 @@ def _record_scaler(rank: int) -> None:
         return judged
 
     Stability.judge = judge  # type: ignore[method-assign]
+
+
+def slow_data(rank: int) -> None:
+    """Every step waits 0.2 s for its data."""
+    plain = Batches._take
+
+    def take(self: Batches, step: int) -> list[Batch]:
+        time.sleep(0.2)
+        return plain(self, step)
+
+    Batches._take = take  # type: ignore[method-assign]
+
+
+def slow_data_and_slow_save(rank: int) -> None:
+    """And training stands still for 0.3 s at every save."""
+    slow_data(rank)
+    plain = Checkpointer.save
+
+    def save(self: Checkpointer, *arguments: Any) -> None:
+        time.sleep(0.3)
+        plain(self, *arguments)
+
+    Checkpointer.save = save  # type: ignore[method-assign]

@@ -100,8 +100,11 @@ def test_the_agent_and_the_protocol_need_only_the_standard_library() -> None:
     api = HOMES["trireme_api"]
     wrong = standard_library_only(api / "__init__.py", api, set())
     wrong += standard_library_only(api / "wire.py", api, set())
-    wrong += standard_library_only(api / "shards.py", api, {"trireme_api.wire"})
-    wrong += standard_library_only(api / "protocol.py", api, {"trireme_api.wire", "trireme_api.shards"})
+    parts = "shards", "spent"
+    for part in parts:
+        wrong += standard_library_only(api / f"{part}.py", api, {"trireme_api.wire"})
+    besides = {"trireme_api.wire", *(f"trireme_api.{part}" for part in parts)}
+    wrong += standard_library_only(api / "protocol.py", api, besides)
     for path in sorted(HOMES["trireme_agent"].rglob("*.py")):
         wrong += standard_library_only(path, HOMES["trireme_agent"], {"trireme_agent", "trireme_api.protocol"})
     assert not wrong, "\n".join(wrong)

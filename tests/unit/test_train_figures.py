@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trireme_api.families import resolve
-from trireme_api.protocol import Cause, CheckpointRef, Env, Heartbeat, Progress
+from trireme_api.protocol import SPENT_STATES, Cause, CheckpointRef, Env, Heartbeat, Progress, Report, Spent
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_trainer import metering
 from trireme_trainer.devices import device_peak
 from trireme_trainer.heartbeat import Pulse, process_start
+from trireme_trainer.ledger import Ledger
 from trireme_trainer.logbook import Logbook
 from trireme_trainer.metering import Arithmetic, Figures, Meter
 from trireme_trainer.outcome import BadRecipe
@@ -138,26 +143,26 @@ def test_a_device_that_only_looks_alike_is_unknown(name: str) -> None:
 
 
 class TestMeter:
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        now = [100.0]
-        monkeypatch.setattr(metering, "perf_counter", lambda: now[0])
-        return now
-
-    def test_steady_state_leaves_out_first_step_checkpoints_and_evaluation(self, clock: list[float]) -> None:
-        meter = Meter(Arithmetic(model=2e9, hardware=3e9, palm=4e9, peak=1e12), devices=2)
+    def test_steady_state_leaves_out_first_step_checkpoints_and_evaluation(self) -> None:
+        clock = [100.0]
+        ledger = Ledger(clock=lambda: clock[0])
+        meter = Meter(Arithmetic(model=2e9, hardware=3e9, palm=4e9, peak=1e12), devices=2, ledger=ledger)
         clock[0] += 50  # start-up, before the loop
         meter.begin()
-        clock[0] += 30
-        assert meter.step_done(1000, data_wait=4.0) == 30
+        with ledger.during("data-wait"):
+            clock[0] += 4
+        clock[0] += 26
+        assert meter.step_done(1000) == 30
         assert meter.figures() == Figures()
         for _ in range(3):
-            clock[0] += 2
-            with meter.outside("checkpoint-blocked"):
+            clock[0] += 1.5
+            with ledger.during("data-wait"):
+                clock[0] += 0.5
+            with ledger.during("checkpoint-blocked"):
                 clock[0] += 7
-            with meter.outside("eval"):
+            with ledger.during("eval"):
                 clock[0] += 11
-            assert meter.step_done(1000, data_wait=0.5) == 2
+            assert meter.step_done(1000) == 2
         figures = meter.figures()
         assert figures.tokens_per_second == 500
         assert figures.step_seconds == 2
@@ -165,17 +170,82 @@ class TestMeter:
         assert figures.mfu == pytest.approx(0.5)
         assert figures.hfu == pytest.approx(0.75)
         assert meter.seconds == {
-            "step": 4.5, "compile": 26.0, "data-wait": 5.5, "checkpoint-blocked": 21.0, "eval": 33.0,
+            "init": 50.0, "step": 4.5, "compile": 26.0, "data-wait": 5.5, "checkpoint-blocked": 21.0, "eval": 33.0,
+            "recovering": 0.0, "lost": 0.0,
         }  # fmt: skip
-        assert sum(meter.seconds.values()) == clock[0] - 150
+        assert sum(meter.seconds.values()) == clock[0] - 100
 
-    def test_figures_are_of_the_newest_steps(self, clock: list[float]) -> None:
-        meter = Meter(Arithmetic(1, 1, 1, None), devices=1)
+    def test_figures_are_of_the_newest_steps(self) -> None:
+        clock = [0.0]
+        meter = Meter(Arithmetic(1, 1, 1, None), devices=1, ledger=Ledger(clock=lambda: clock[0]))
         meter.begin()
         for seconds in [1.0] * 5 + [4.0] * metering.WINDOW:
             clock[0] += seconds
-            meter.step_done(8, data_wait=0)
+            meter.step_done(8)
         assert meter.figures().tokens_per_second == 2
+
+
+class TestLedger:
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from(["pass", "enter", "open", "close", "save", "back"]), st.integers(0, 6))))
+    def test_states_sum_to_the_wall_time_whatever_happens(self, moves: list[tuple[str, int]]) -> None:
+        clock = [10.0]
+        ledger = Ledger(clock=lambda: clock[0])
+        open_ones = ExitStack()
+        for step, (move, which) in enumerate(moves):
+            if move == "pass":
+                clock[0] += which
+            elif move == "enter":
+                ledger.enter(SPENT_STATES[which])
+            elif move == "open":
+                open_ones.enter_context(ledger.during(SPENT_STATES[which]))
+            elif move == "close":
+                open_ones.close()
+            elif move == "save":
+                ledger.saving(step)
+                ledger.committed(step)
+            else:
+                ledger.rolled_back(which)
+            assert sum(ledger.seconds.values()) == pytest.approx(clock[0] - 10.0)
+            assert min(ledger.seconds.values()) >= 0
+            told = Spent.from_json(json.loads(json.dumps(ledger.told().to_json())))
+            assert sum(told.seconds.values()) == pytest.approx(clock[0] - 10.0, abs=0.01)
+
+    def test_an_episode_inside_another_counts_once_and_an_error_ends_it(self) -> None:
+        clock = [0.0]
+        ledger = Ledger(clock=lambda: clock[0])
+        ledger.enter("step")
+        with suppress(OSError), ledger.during("checkpoint-blocked"):
+            clock[0] += 2
+            with ledger.during("data-wait"):
+                clock[0] += 1
+            raise OSError("full")
+        clock[0] += 3
+        seconds = ledger.seconds
+        assert (seconds["checkpoint-blocked"], seconds["data-wait"], seconds["step"]) == (2, 1, 3)
+        with pytest.raises(ValueError, match="no ledger state 'idle'; there are init, compile"):
+            ledger.enter("idle")
+
+    def test_what_passed_before_it_was_made_is_init(self) -> None:
+        assert Ledger(started=time.time() - 7).seconds["init"] == pytest.approx(7, abs=0.5)
+
+    def test_a_rollback_loses_the_time_of_the_steps_since(self) -> None:
+        clock = [0.0]
+        ledger = Ledger(clock=lambda: clock[0])
+        ledger.resumed(100)
+        ledger.enter("step")
+        for step in range(101, 131):
+            clock[0] += 1
+            ledger.stepped(step)
+            if step % 10 == 0:
+                ledger.saving(step)
+        ledger.committed(110)
+        ledger.committed(120)
+        assert (ledger.told().saved_step, ledger.told().saved_seconds) == (120, 20.0)
+        ledger.rolled_back(110)
+        told = ledger.told()
+        assert (told.seconds["step"], told.seconds["lost"], told.step, told.from_step) == (10.0, 20.0, 110, 100)
+        assert told.saved_step is None
 
 
 class TestLogbook:
@@ -240,12 +310,20 @@ class TestPulse:
         assert beat.phases.started is not None
         assert beat.phases.first_step is not None
         assert beat.phases.started < beat.phases.first_step <= beat.time
+        assert beat.spent is not None
+        assert sum(beat.spent.seconds.values()) == pytest.approx(beat.time - beat.phases.started, abs=0.1)
         pulse.reached("rendezvous")
         assert list(pulse.startup_seconds()) == ["imported", "rendezvous", "first_step"]
         pulse.fail(Cause.DATA, "shard gone\x07", exit_code=65)
         told = json.loads((tmp_path / "new" / "rank-2.json").read_text())["failure"]
         assert (told["cause"], told["message"], told["rank"], told["exit"]) == ("data", "shard gone?", 6, 65)
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["rank-2.json"]
+
+    def test_neighbouring_versions_understand_each_other(self) -> None:
+        """An older agent tells no `spent`, a newer one more than we know."""
+        assert Report.from_json({"podUid": "u", "attempt": 1, "state": "running"}).spent is None
+        newer = {"podUid": "u", "attempt": 1, "state": "running", "spent": {"seconds": {"idle": 1}, "mood": "good"}}
+        assert Report.from_json(newer).spent == Spent({"idle": 1.0})
 
     def test_a_vanished_directory_does_not_end_training(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -303,6 +381,6 @@ class TestSettings:
 
 
 def test_these_parts_do_not_import_torch() -> None:
-    names = ["settings", "heartbeat", "outcome", "schedule", "metering", "devices", "logbook", "stop", "__main__"]
-    imports = ", ".join(f"trireme_trainer.{name}" for name in names)
+    names = "settings heartbeat outcome schedule metering devices ledger logbook stop __main__"
+    imports = ", ".join(f"trireme_trainer.{name}" for name in names.split())
     subprocess.run([sys.executable, "-c", f"import sys, {imports}; assert 'torch' not in sys.modules"], check=True)

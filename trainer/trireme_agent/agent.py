@@ -237,6 +237,7 @@ class Agent:
                 attempt.memory = held_in_memory(self._settings.environment.get(Env.MEMORY_DIR))
             report.memory = attempt.memory
             report.progress = attempt.heartbeats.progress()
+            report.spent = attempt.heartbeats.spent()
             report.checkpoint = attempt.heartbeats.checkpoint()
             report.phases = attempt.phase_times()
             report.stacks = attempt.stacks

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Callable, Deque, Dict, List, Optional
 
-from trireme_api.protocol import CheckpointRef, Heartbeat, PhaseTime, Progress, ProtocolError, heartbeat_name
+from trireme_api.protocol import CheckpointRef, Heartbeat, PhaseTime, Progress, ProtocolError, Spent, heartbeat_name
 
 MAX_BYTES = 64 * 1024
 STEPS_TO_LEARN = 3
@@ -139,6 +139,10 @@ class Heartbeats:
     def progress(self) -> Optional[Progress]:
         """Of the first local rank that knows it."""
         return next((beat.progress for beat in self._beats() if beat.progress is not None), None)
+
+    def spent(self) -> Optional[Spent]:
+        """Of the first local rank that tells: ranks of a gang move in step."""
+        return next((beat.spent for beat in self._beats() if beat.spent is not None), None)
 
     def checkpoint(self) -> Optional[CheckpointRef]:
         """The newest one any rank here has seen committed."""

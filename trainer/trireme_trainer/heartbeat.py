@@ -24,6 +24,8 @@ from trireme_api.protocol import (
     heartbeat_name,
 )
 
+from trireme_trainer.ledger import Ledger
+
 INTERVALS = 20
 
 
@@ -38,6 +40,7 @@ class Pulse:
         self._path = directory / heartbeat_name(local_rank) if directory else None
         self._rank = rank
         self.phases = PhaseTime(started=started)
+        self.ledger = Ledger(started)
         self._reached = {"started": started}
         self.beats = 0
         """Rises whenever this rank says that it got on."""
@@ -138,6 +141,7 @@ class Pulse:
         self._beat.time = time.time()
         if self._path is None:
             return
+        self._beat.spent = self.ledger.told()
         temporary = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(self._beat.to_json()), encoding="utf-8")

@@ -81,7 +81,8 @@ class MemorySaver:
         """Takes a copy; hashing, publishing and copying to other nodes go on beside training. Raises StaleAttempt."""
         assert self._tier is not None
         begin = perf_counter()
-        with reporter.meter.outside("checkpoint-blocked"):
+        with reporter.ledger.during("checkpoint-blocked"):
+            reporter.ledger.saving(step)
             self._tier.save(step, tensors, meta)
         reporter.checkpoint_blocked(perf_counter() - begin)
 
@@ -89,6 +90,7 @@ class MemorySaver:
         if self._tier is None:
             return
         for timing in self._tier.poll():
+            reporter.ledger.committed(timing.step)
             reporter.event(
                 "memory-checkpoint", step=timing.step, copies=self._tier.copies, bytes=timing.size,
                 blocked=round(timing.blocked, 4), sealing=round(timing.sealing, 4), copying=round(timing.copying, 4),

@@ -12,15 +12,13 @@ checkpoints and evaluation are outside. Formulae:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.devices import DevicePeak
+from trireme_trainer.ledger import Ledger
 
 WINDOW = 20
 """Steps that figures are averaged over."""
@@ -79,47 +77,35 @@ class Arithmetic:
 
 
 class Meter:
-    """Wall time by what it went into, and the figures of the newest steady steps.
+    """Figures of the newest steady steps, on the ledger's time. `step_done` closes a step: the time that the ledger has
+    booked as the loop's own work since the step before is that step's; checkpoints and evaluation are not in it."""
 
-    `with meter.outside("checkpoint"):` takes the time in it out of the steady state. `step_done` closes a step: what
-    passed since the step before, less what was outside, is that step's time.
-    """
-
-    def __init__(self, arithmetic: Arithmetic, devices: int) -> None:
+    def __init__(self, arithmetic: Arithmetic, devices: int, ledger: Ledger) -> None:
         self._arithmetic = arithmetic
         self._devices = devices
+        self._ledger = ledger
         self._steps: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self._mark = perf_counter()
-        self._outside = 0.0
+        self._mark = 0.0
         self._first = True
-        self.seconds = dict.fromkeys(("step", "compile", "data-wait", "checkpoint-blocked", "eval"), 0.0)
-        """Since training began, by ledger label; `compile` is the whole first step of this process."""
 
-    @contextmanager
-    def outside(self, label: str) -> Iterator[None]:
-        begin = perf_counter()
-        try:
-            yield
-        finally:
-            spent = perf_counter() - begin
-            self._outside += spent
-            self.seconds[label] = self.seconds.get(label, 0.0) + spent
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of this process by ledger state."""
+        return self._ledger.seconds
 
     def begin(self) -> None:
-        """Time counts from here: call where the loop begins."""
-        self._mark, self._outside = perf_counter(), 0.0
+        """The loop begins: what follows, up to the end of the first step, is `compile`."""
+        self._ledger.enter("compile")
+        self._mark = self._ledger.training
 
-    def step_done(self, tokens: float, data_wait: float) -> float:
-        """Closes a step of `tokens` valid tokens (all ranks), `data_wait` seconds of it spent waiting. Its seconds."""
-        now = perf_counter()
-        seconds = max(now - self._mark - self._outside, 0.0)
-        self._mark, self._outside = now, 0.0
-        self.seconds["data-wait"] += data_wait
+    def step_done(self, tokens: float) -> float:
+        """Closes a step of `tokens` valid tokens (all ranks). Its seconds."""
+        now = self._ledger.training
+        seconds, self._mark = now - self._mark, now
         if self._first:
             self._first = False
-            self.seconds["compile"] += seconds - data_wait
+            self._ledger.enter("step")
         else:
-            self.seconds["step"] += seconds - data_wait
             self._steps.append((tokens, seconds))
         return seconds
 

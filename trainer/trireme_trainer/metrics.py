@@ -71,8 +71,9 @@ class TrainMetrics:
         self._tokens.labels(**self._labels).inc(tokens)
         self._skipped.labels(**self._labels).inc(skipped)
         self._step_seconds.labels(**self._labels).observe(seconds)
-        self._raise_to(self._waited, meter.seconds["data-wait"], "data-wait-total")
-        for state, total in meter.seconds.items():
+        spent = meter.seconds
+        self._raise_to(self._waited, spent["data-wait"], "data-wait-total")
+        for state, total in spent.items():
             self._raise_to(self._spent, total, state, state=state)
 
     def stability(self, progress: Progress, *, spike: bool) -> None:

@@ -29,6 +29,7 @@ class Reporter:
         self, recipe: Recipe, pulse: Pulse, meter: Meter, logbook: Logbook | None, metrics: TrainMetrics | None
     ) -> None:
         self.pulse = pulse
+        self.ledger = pulse.ledger
         self.meter = meter
         self._recipe = recipe
         self._logbook = logbook
@@ -46,15 +47,15 @@ class Reporter:
         gradient_norm: float,
         learning_rate: float,
         valid: float,
-        data_wait: float,
         skipped: bool,
         spike: bool = False,
         loss_scale: float | None = None,
     ) -> None:
-        """`step`: optimiser steps done; `valid`: tokens that counted, all ranks; `data_wait`: seconds on this one."""
+        """`step`: optimiser steps done; `valid`: tokens that counted, all ranks."""
         self._skipped += skipped
         self._spikes += spike
-        seconds = self.meter.step_done(valid, data_wait)
+        seconds = self.meter.step_done(valid)
+        self.ledger.stepped(step)
         figures = self.meter.figures()
         progress = Progress(
             step=step,
@@ -118,12 +119,15 @@ class Reporter:
         """`peak_memory`: bytes on this rank's device."""
         seconds = {label: round(spent, 3) for label, spent in self.meter.seconds.items()}
         self.event("ended", step=step, seconds=seconds, peakMemoryBytes=peak_memory)
+        spent = sorted(seconds.items(), key=lambda item: -item[1])
+        log.info("time went into %s", ", ".join(f"{state} {value:.1f} s" for state, value in spent if value))
 
     def checkpoint_blocked(self, seconds: float) -> None:
         if self._metrics:
             self._metrics.checkpoint(blocked=seconds)
 
     def committed(self, ref: CheckpointRef, timing: dict[str, float]) -> None:
+        self.ledger.committed(ref.step)
         self.pulse.beat(checkpoint=ref)
         self.event("checkpoint", step=ref.step, path=ref.path, **{k: round(v, 4) for k, v in timing.items()})
         if self._metrics:

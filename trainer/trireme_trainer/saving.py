@@ -127,7 +127,7 @@ class Saver:
         """Goes back to the newest committed checkpoint before the spike, or to initial values where there is none, and
         leaves out the batches that led to it from then on. Returns optimiser steps done."""
         reporter.pulse.beat("load")
-        with reporter.meter.outside("recovering"):
+        with reporter.ledger.during("recovering"):
             self._memory.forget()
             state = self._state()
             loaded = self._checkpointer.rewind(state, cause.step - 1) if self._checkpointer else None
@@ -139,6 +139,7 @@ class Saver:
                 self._optimizer.loaded(state["optimizer"])
             self._stability.rewind(loaded.meta if loaded else {})
         done = loaded.step if loaded else 0
+        reporter.ledger.rolled_back(done)
         window = self._stability.went_back(cause.step, done)
         reporter.rolled_back(
             cause, to=done, path=loaded.path if loaded else "", window=window, history=self._stability.history
@@ -210,7 +211,8 @@ class Saver:
             return
         begin = perf_counter()
         self._measured = None
-        with reporter.meter.outside("checkpoint-blocked"):
+        with reporter.ledger.during("checkpoint-blocked"):
+            reporter.ledger.saving(step)
             reporter.pulse.beat("checkpoint")
             self._checkpointer.save(step, self._state(), self._meta(step))
         reporter.pulse.beat("step")
@@ -242,7 +244,7 @@ class Saver:
             return
         self.save(step, reporter)
         reporter.pulse.beat("checkpoint")
-        with reporter.meter.outside("checkpoint-blocked"):
+        with reporter.ledger.during("checkpoint-blocked"):
             self._checkpointer.wait()
         self.poll(reporter)
 

@@ -23,6 +23,7 @@ from trireme_trainer.devices import device_peak
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.hang import Board, HangWatch
 from trireme_trainer.heartbeat import Pulse
+from trireme_trainer.ledger import Ledger
 from trireme_trainer.logbook import Logbook
 from trireme_trainer.metering import Arithmetic, Meter
 from trireme_trainer.metrics import TrainMetrics
@@ -73,11 +74,12 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         pulse.reached("loaded")
         on_gpu = world.device.type == "cuda"
         batches = closing.enter_context(Batches(mixture, recipe, world.rank, world.size, pin_memory=on_gpu))
-        stepper = Stepper(settings, world, model, optimizer, batches, stop, config, stability)
+        stepper = Stepper(settings, world, model, optimizer, batches, stop, config, stability, pulse.ledger)
         pulse.beat("compile" if recipe.compile else "step", step=done)
         gc.collect()
         gc.freeze()
         gc.disable()
+        pulse.ledger.resumed(done)
         reporter.meter.begin()
         # On a GPU the numbers of a step are read while the next one is computed, so that the device never waits for us.
         unread: deque[Outcome] = deque()
@@ -108,6 +110,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)
         saver.finish(done, reporter)
+        pulse.ledger.enter("init")
         saver.close()
         pulse.beat("done", step=done)
         reporter.ended(done, world.peak_memory())
@@ -126,7 +129,6 @@ class Outcome:
     step: int
     """Optimiser steps done after it."""
     learning_rate: float
-    data_wait: float
     numbers: Readback
     """valid tokens, ranks asked to stop, loss, gradient norm, verdict, mean of recent losses, loss scale."""
 
@@ -136,7 +138,7 @@ class Stepper:
 
     def __init__(
         self, settings: Settings, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
-        stop: StopRequest, config: ModelConfig, stability: Stability,
+        stop: StopRequest, config: ModelConfig, stability: Stability, ledger: Ledger,
     ) -> None:  # fmt: skip
         recipe = settings.recipe
         self._recipe: Recipe = recipe
@@ -146,6 +148,7 @@ class Stepper:
         self._batches = batches
         self._stop = stop
         self._stability = stability
+        self._ledger = ledger
         self._accumulation = Accumulation(model, recipe)
         self._objective = CausalLM(
             config.vocabulary_size, compile_backend=settings.compile_backend if recipe.compile else None
@@ -157,7 +160,8 @@ class Stepper:
         world, device = self._world, self._world.device
         stability = self._stability
         scale = stability.scale
-        micro_batches = self._batches.micro_batches(stability.history.batch_of(index))
+        with self._ledger.during("data-wait"):
+            micro_batches = self._batches.micro_batches(stability.history.batch_of(index))
         # Known before the first backward pass, so that each micro-batch divides by the tokens of the whole global step.
         agreed = world.sum([count_valid(micro_batches), float(self._stop.requested)])
         valid = agreed[0].clamp(min=1).to(torch.float32)
@@ -178,7 +182,7 @@ class Stepper:
         self._optimizer.step(rate, judged.skip)
         told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
         numbers = torch.stack(told if scale is None else [*told, scale])
-        return Outcome(index + 1, rate, self._batches.last_wait_seconds, Readback(numbers))
+        return Outcome(index + 1, rate, Readback(numbers))
 
 
 class Readback:
@@ -207,7 +211,7 @@ def settle(outcome: Outcome, reporter: Reporter, stability: Stability, saver: Sa
     verdict = Verdict(int(code))
     reporter.step(
         outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate, valid=valid,
-        data_wait=outcome.data_wait, skipped=stability.skips(verdict), spike=verdict is Verdict.SPIKE,
+        skipped=stability.skips(verdict), spike=verdict is Verdict.SPIKE,
         loss_scale=scale[0] if scale else None,
     )  # fmt: skip
     try:
@@ -227,7 +231,7 @@ def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: Wor
     recipe = settings.recipe
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     peak = device_peak(name)
-    meter = Meter(Arithmetic.of(config, recipe, peak), world.size)
+    meter = Meter(Arithmetic.of(config, recipe, peak), world.size, pulse.ledger)
     if world.rank != 0:
         return Reporter(recipe, pulse, meter, None, None)
     if peak is None:
