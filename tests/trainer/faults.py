@@ -142,6 +142,14 @@ def noise_in_batches_9_and_13(rank: int) -> None:
     _noise(rank, {9, 13})
 
 
+def noise_in_batch_9_told_a_step_late(rank: int) -> None:
+    """As on a GPU, where the host reads a step's numbers while the next one is computed."""
+    from trireme_trainer import train
+
+    train.steps_behind = lambda device: 1
+    _noise(rank, {9})
+
+
 def noise_from_batch_9(rank: int) -> None:
     """From batch 9 on there is nothing but noise."""
     _noise(rank, range(9, 10_000))

@@ -79,6 +79,23 @@ def test_rollback_is_the_run_that_never_saw_the_window(corpus: Path, tmp_path: P
     assert "rolled back to step 8" in gang.logs()
 
 
+def test_a_checkpoint_saved_before_the_host_knew_is_set_aside(corpus: Path, tmp_path: Path) -> None:
+    """The spike's own step 10 is saved while its numbers are still on the device; training goes back to 5, and saves
+    another step 10 later, which is the one that counts."""
+    spec = recipe(corpus, "rollback", steps=13)
+    gang = Gang(tmp_path, spec, world=2, every=5, fault="noise_in_batch_9_told_a_step_late").run()
+    (event,) = gang.events("rolled-back")
+    assert (event["step"], event["spikeStep"], event["leftOut"]) == (5, 10, [7, 10])
+    assert [row["step"] for row in gang.events("checkpoint")] == [5, 10, 10, 13]
+    assert (gang.checkpoints / "step-00000010.attempt-1.bad").is_dir()
+    reference = undisturbed_but_for(range(7, 10), spec, 13, since=5)
+    assert largest_difference(gang.losses(), reference.losses) <= 1e-5
+    (gang.checkpoints / "step-00000013").rename(tmp_path / "gone")
+    saved = CheckpointStore(str(gang.checkpoints))
+    history = saved.manifest(saved.candidates()[0]).meta["stability"]["history"]
+    assert (saved.candidates()[0].step, history["leftOut"]) == (10, [[7, 10]])
+
+
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_a_resume_after_a_rollback_goes_on_identically(corpus: Path, tmp_path: Path, first: int, then: int) -> None:
     """Stopped after the rollback, resumed at another size, where a second spike is judged, undone and counted."""

@@ -175,12 +175,12 @@ def test_no_batch_is_trained_on_twice_and_none_of_the_window_once(seed: int) -> 
 # --- judging ---
 
 
-def stability(precision: str = "fp32", **spec: Any) -> Stability:
+def stability(precision: str = "fp32", device: torch.device = CPU, **spec: Any) -> Stability:
     recipe = {
         "model": {"preset": "opt-tiny"}, "data": {"sources": [{"path": str(Path("/x"))}]}, "batch": {"tokens": 2048},
         "until": {"steps": 5}, "precision": precision, "stability": spec,
     }  # fmt: skip
-    return Stability(Recipe.model_validate(recipe), CPU)
+    return Stability(Recipe.model_validate(recipe), device)
 
 
 def judge(watch: Stability, loss: float, norm: float = 1.0) -> tuple[Verdict, bool, float]:
@@ -226,6 +226,16 @@ def test_what_is_not_finite_never_touches_weights(policy: str, loss: float, norm
     verdict, skipped, expected = judge(watch, loss, norm)
     assert (verdict, skipped) == (Verdict.NON_FINITE, True)
     assert judge(watch, 2.0)[2] == expected == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_judging_never_asks_the_host(precision: str) -> None:
+    """On the meta device a tensor has no value: whatever waited for one would raise."""
+    meta = torch.device("meta")
+    watch = stability(precision, meta, onSpike="rollback")
+    judged = watch.judge(torch.zeros((), dtype=torch.float64, device=meta), torch.zeros((), device=meta))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(judged.verdict)
 
 
 def test_an_overflow_in_fp16_is_one_only_while_it_lowers_the_scale() -> None:

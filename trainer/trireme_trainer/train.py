@@ -81,9 +81,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         gc.disable()
         pulse.ledger.resumed(done)
         reporter.meter.begin()
-        # On a GPU the numbers of a step are read while the next one is computed, so that the device never waits for us.
         unread: deque[Outcome] = deque()
-        behind = 1 if on_gpu else 0
+        behind = steps_behind(world.device)
         started = stopping = False
         while done < recipe.total_steps and not stopping:
             unread.append(stepper.step(done))
@@ -120,6 +119,11 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             raise Stopped(f"stopped on request after step {done}; nothing is kept, because no checkpoint is configured")
         log.info("saved and stopped on request after step %d", done)
         return ExitCode.SAVED_AND_STOPPED
+
+
+def steps_behind(device: torch.device) -> int:
+    """On a GPU the numbers of a step are read while the next one is computed, so that the device never waits for us."""
+    return 1 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
