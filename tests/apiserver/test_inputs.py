@@ -169,11 +169,11 @@ def test_an_edit_of_a_running_gang_is_ignored(world: World, operators: Operators
     kubelet()
     world.create("fixed", script_job(1))
     eventually(lambda: world.pods("fixed"), "the pod")
-    world.patch("fixed", {"replicas": {"desired": 2}})
+    world.patch("fixed", {"procsPerNode": 2})
     condition = eventually(lambda: (c := world.condition("fixed", "EditIgnored")).get("status") == "True" and c, "told")
-    assert "spec.replicas" in condition["message"]
+    assert "spec.procsPerNode" in condition["message"]
     assert len(world.pods("fixed")) == 1
-    world.patch("fixed", {"replicas": {"desired": 1}})
+    world.patch("fixed", {"procsPerNode": None})
     eventually(lambda: world.condition("fixed", "EditIgnored").get("status") == "False", "taken back")
 
 

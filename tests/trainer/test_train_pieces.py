@@ -231,7 +231,8 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    torch.ones(1 << 24)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "fill(); print(min(fill() for _ in range(5)))\n"
+        # Small blocks may settle in a freed hole once or twice, and the heap grows past it: the median tells.
+        "print(sorted(fill() for _ in range(31))[15])\n"
     )
     faults = {
         keep: int(subprocess.check_output([sys.executable, "-c", code, keep], text=True)) for keep in ("no", "yes")
