@@ -11,11 +11,12 @@ import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.fork() == 0:
     os.setsid()
-    print("daemon", os.getpid(), flush=True)
+    os.write(1, f"daemon {os.getpid()}\\n".encode())
     time.sleep(600)
-print("up", flush=True)
+os.write(1, b"up\\n")
 time.sleep(600)
 """
+"""Whole lines in one write each: unbuffered, `print` writes text and newline apart, and the other process between."""
 
 
 def test_closing_ends_agents_ranks_and_what_ranks_started(tmp_path: Path) -> None:
