@@ -103,9 +103,18 @@ class Run:
         raise DemoError(f"{self.name} has no slot {index}")
 
 
-# Runs inside the pod: the children of PID 1 (the agent) are the ranks.
+# Runs inside the pod: the children of PID 1 (the agent) are the ranks and their warm spares. Who trains has connections
+# to its peers, who waits has none.
 KILL = """
-import os, time
+import glob, os, time
+def connected(pid):
+    for path in glob.glob(f"/proc/{pid}/fd/*"):
+        try:
+            if os.readlink(path).startswith("socket:"):
+                return True
+        except OSError:
+            pass
+    return False
 ranks = []
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
@@ -113,7 +122,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         words = open(f"/proc/{pid}/cmdline").read()
     except OSError:
         continue
-    if fields[1] == "1" and fields[0] != "Z" and WANTED in words and str(os.getpid()) != pid:
+    child = fields[1] == "1" and fields[0] != "Z" and str(os.getpid()) != pid
+    if child and WANTED in words and connected(pid):
         ranks.append(int(pid))
 assert ranks, "no rank runs in this pod"
 os.kill(min(ranks), 9)
