@@ -59,12 +59,39 @@ class ScheduleSpec(Spec):
     """Where the decay ends; left out: where training ends."""
 
 
+class PrefetchSpec(Spec):
+    """How many units (blocks) are gathered ahead of the one at work (FSDP paper §3.3.2–3). It is the limit of what is
+    gathered at once as well (§3.4.2)."""
+
+    forward: int = Field(default=0, ge=0, le=8)
+    """0: in the order in which the host reaches them, which on a GPU runs ahead by itself, one unit at most. n: n units
+    are asked for before the one at work computes; for hosts too slow to run ahead."""
+    backward: int = Field(default=1, ge=0, le=8)
+    """In the reverse order of the forward pass, each before the gradients of the unit at work are reduced. 0: each at
+    its own turn, after that reduction."""
+
+
 class ParallelismSpec(Spec):
     shard: Literal["full", "hybrid", "grad-op"] = "full"
     """FSDP paper §3.2: full = reshard after forward, grad-op = keep parameters until backward, hybrid = shard inside a
     group of `shardSize` ranks and replicate across groups."""
     shard_size: PositiveInt | None = None
-    """Ranks per shard group for `hybrid`; left out: the ranks of one node."""
+    """Ranks per shard group for `hybrid`, the paper's sharding factor; left out: the ranks of one node. 1: every rank
+    holds the whole model, as under DDP."""
+    reshard_after_forward: bool | None = None
+    """Whether a block gives its gathered parameters back after the forward pass and gathers them again for the backward
+    (the paper's RAF and NRAF, §5.4). Left out: no for grad-op, yes otherwise."""
+    accumulation: Literal["auto", "communicate", "local"] = "auto"
+    """Gradients of a step's micro-batches, §3.3.4. communicate: reduced after each, so that only shards are kept.
+    local: kept whole on every rank and reduced after the last. auto: local for grad-op; communicate for full; for
+    hybrid inside a group after each and between groups after the last."""
+    prefetch: PrefetchSpec = PrefetchSpec()
+    log_collectives: bool = False
+    """The collectives of the first step in their order go to the step log, and must be the same on every rank."""
+
+    @property
+    def reshards_after_forward(self) -> bool:
+        return self.shard != "grad-op" if self.reshard_after_forward is None else self.reshard_after_forward
 
 
 class LossScaleSpec(Spec):

@@ -21,6 +21,7 @@ from trireme_trainer.checkpoint import Checkpointer, MemoryFolder, MemoryTier
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.optim import Optimizer
+from trireme_trainer.parallel.collectives import CollectiveLog
 from trireme_trainer.saving import Saver
 from trireme_trainer.stability import Judgement, Stability
 
@@ -223,3 +224,16 @@ def slow_data_and_slow_save(rank: int) -> None:
         plain(self, *arguments)
 
     Checkpointer.save = save  # type: ignore[method-assign]
+
+
+def another_order_on_rank_1(rank: int) -> None:
+    """Rank 1's log has its first two collectives swapped: the real thing would hang, or mix up buffers."""
+    if rank != 1:
+        return
+    plain = CollectiveLog.stop
+
+    def stop(self: CollectiveLog) -> None:
+        plain(self)
+        self.entries[:2] = reversed(self.entries[:2])
+
+    CollectiveLog.stop = stop  # type: ignore[method-assign]

@@ -12,8 +12,8 @@ from reference import Training, largest_difference, saved_weights, train
 
 STEPS = 20
 SHARDINGS: list[dict[str, Any]] = [
-    {"shard": "full"},
-    {"shard": "hybrid", "shardSize": 2},
+    {"shard": "full", "logCollectives": True},
+    {"shard": "hybrid", "shardSize": 2, "logCollectives": True},
     {"shard": "hybrid", "shardSize": 1},
     {"shard": "grad-op"},
 ]
@@ -51,7 +51,7 @@ def relative_difference(found: dict[int, float], expected: dict[int, float]) -> 
 
 
 @pytest.mark.parametrize("accumulate", [False, True], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("parallelism", SHARDINGS, ids=lambda p: "-".join(str(v) for v in p.values()))
+@pytest.mark.parametrize("parallelism", SHARDINGS, ids=lambda p: f"{p['shard']}{p.get('shardSize', '')}")
 @pytest.mark.parametrize("world", [2, 4])
 def test_sharded_training_is_plain_training(
     corpus: Path, tmp_path: Path, plain: Training, world: int, parallelism: dict[str, Any], accumulate: bool
@@ -63,6 +63,38 @@ def test_sharded_training_is_plain_training(
     )
     gang = Gang(tmp_path, recipe, world=world, every=1000).run()
     assert_same_training(gang, plain)
+    if "logCollectives" in parallelism:
+        (told,) = gang.events("collectives")
+        assert told["ranksInAnotherOrder"] == []
+        units = ["blocks.1", "blocks.0", "root"]
+        scattered = [line.split()[1] for line in told["order"] if line.startswith("reduce-scatter")]
+        assert scattered == units * (3 if accumulate else 1)
+        if parallelism["shard"] == "hybrid":
+            reduced = [line.split()[1] for line in told["order"] if line.startswith("all-reduce")]
+            assert reduced == units
+
+
+@pytest.mark.parametrize(
+    "parallelism",
+    [
+        {"shard": "hybrid", "shardSize": 2, "reshardAfterForward": False, "accumulation": "communicate"},
+        {"shard": "full", "accumulation": "local", "prefetch": {"forward": 2, "backward": 0}},
+    ],
+    ids=["hybrid-kept", "full-local"],
+)
+def test_order_and_memory_of_a_sharding_may_be_chosen_freely(
+    corpus: Path, tmp_path: Path, plain: Training, parallelism: dict[str, Any]
+) -> None:
+    recipe = make_recipe(
+        corpus, steps=STEPS, parallelism=parallelism, batch={"tokens": 12 * SEQUENCE, "micro": 1}
+    )
+    assert_same_training(Gang(tmp_path, recipe, world=4, every=1000).run(), plain)
+
+
+def test_a_rank_that_gathers_in_another_order_is_named(corpus: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(corpus, steps=2, parallelism={"logCollectives": True})
+    gang = Gang(tmp_path, recipe, world=2, checkpoint=False, fault="another_order_on_rank_1").run(expect=1)
+    assert "ranks [1] began the collectives of step 1 in another order than rank 0" in gang.logs()
 
 
 def test_a_batch_that_does_not_divide_is_padded_not_reweighted(corpus: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from trireme_trainer.families import LanguageModel
 from trireme_trainer.memory_saver import MemorySaver
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, BadRecipe
-from trireme_trainer.parallel.initialise import initialise
+from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
 from trireme_trainer.settings import Settings
@@ -107,6 +107,8 @@ class Saver:
             return restored.step
         if loaded is None:
             initialise(self._model, self._recipe.seed)
+            state_bytes, peak_bytes = local_bytes(self._model.parameters()), self._world.peak_memory()
+            reporter.event("initialised", weightBytes=state_bytes, peakBytes=peak_bytes)
             log.info("starting from initial values, seed %d", self._recipe.seed)
             return 0
         for path, reason in loaded.skipped:

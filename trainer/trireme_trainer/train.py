@@ -31,6 +31,7 @@ from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, NonFinite, Stopped
 from trireme_trainer.pace import Pace
+from trireme_trainer.parallel.collectives import CollectiveLog
 from trireme_trainer.parallel.mesh import build_mesh
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
@@ -65,6 +66,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         with torch.device("meta"):
             model = build(config)
         shard_model(model, recipe, mesh, world.device, settings.compile_backend)
+        logged = recipe.parallelism.log_collectives
+        collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
         optimizer = Optimizer(model, recipe.optimizer)
         stability = Stability(recipe, world.device)
         saver = Saver(settings, world, config, mixture, model, optimizer, stability)
@@ -102,6 +105,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 reporter.event("started", step=done, **spent)
                 parts = ", ".join(f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in spent.items())
                 log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
+                if collectives:
+                    check_order(collectives, done, reporter)
                 world.limit_waiting(settings.step_timeout, [mesh.get_group(name) for name in mesh.mesh_dim_names or ()])
             if not last:
                 saver.after_step(done, reporter)
@@ -187,6 +192,15 @@ class Stepper:
         told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
         numbers = torch.stack(told if scale is None else [*told, scale])
         return Outcome(index + 1, rate, Readback(numbers))
+
+
+def check_order(collectives: CollectiveLog, step: int, reporter: Reporter) -> None:
+    """Writes down the first step's collectives. Raises RuntimeError where a rank began them in another order."""
+    collectives.stop()
+    strays = collectives.ranks_in_another_order()
+    reporter.event("collectives", step=step, order=collectives.lines(), ranksInAnotherOrder=strays)
+    if strays:
+        raise RuntimeError(f"ranks {strays} began the collectives of step {step} in another order than rank 0")
 
 
 class Readback:

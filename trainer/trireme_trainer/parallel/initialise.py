@@ -1,6 +1,13 @@
-"""Initial weights by parameter name: every rank makes just its rows, and every sharding gets the same model."""
+"""Initial weights by parameter name: every rank makes just its rows, and every sharding gets the same model.
+
+The FSDP paper's deferred initialisation (2304.11277 §3.1) replays recorded operations unit by unit and shards each
+before the next, so that one whole unit lies on a rank at a time. Here not even that: beside the shards there is one
+parameter's share of this rank, on the host.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -29,3 +36,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
         for dimension in range(1, values.dim()):
             values = values.narrow(dimension, offset[dimension], shape[dimension])
         local.copy_(values)
+
+
+def local_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of what this rank holds of them."""
+    return sum((t.to_local() if isinstance(t, DTensor) else t).untyped_storage().nbytes() for t in tensors)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.parallel.prefetch import set_prefetch
 
 
 def shard_model(
@@ -31,12 +32,12 @@ def shard_model(
     if recipe.compile:
         for block in blocks:
             block.compile(backend=compile_backend, fullgraph=True)
-    keep_parameters = recipe.parallelism.shard == "grad-op"
+    reshard = recipe.parallelism.reshards_after_forward
     policy = _precision(recipe)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_parameters)
+    units = [fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard) for block in blocks]
     # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    set_prefetch(root, units, recipe.parallelism.prefetch)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -45,17 +46,20 @@ def shard_model(
 
 
 class Accumulation:
-    """When gradients of an accumulated step travel.
+    """When gradients of an accumulated step travel: `parallelism.accumulation` (FSDP paper §3.3.4), the same sum.
 
-    full: every micro-batch (only shards are kept). hybrid: inside a group every micro-batch, between groups the last
-    one. grad-op: the last one; parameters stay gathered in between too (FSDP paper §3.3.4, accumulation without
-    communication). All three give the same sum.
+    Whole gradients that stay on the rank cost their memory. Parameters that stay gathered after the forward pass stay
+    so between micro-batches too, where gradients do.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         assert isinstance(model, FSDPModule)
         self._model = model
-        self._shard = recipe.parallelism.shard
+        spec = recipe.parallelism
+        how = spec.accumulation
+        self._local = how == "local" or (how == "auto" and spec.shard == "grad-op")
+        self._between_groups_last = how == "auto" and spec.shard == "hybrid"
+        self._keep_parameters = self._local and not spec.reshards_after_forward
 
     def before(self, index: int, count: int) -> None:
         """Call before the forward pass of micro-batch `index` of `count`."""
@@ -63,10 +67,11 @@ class Accumulation:
             return
         last = index == count - 1
         self._model.set_is_last_backward(last)
-        if self._shard == "hybrid":
+        if self._between_groups_last:
             self._model.set_requires_all_reduce(last)
-        elif self._shard == "grad-op":
+        if self._local:
             self._model.set_requires_gradient_sync(last)
+        if self._keep_parameters:
             self._model.set_reshard_after_backward(last)
 
 
