@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from trireme_api.families import PRESETS
 from trireme_trainer import families
 from trireme_trainer.layers import init
-from trireme_trainer.layers.init import Constant, Normal, full_value, value_rows
+from trireme_trainer.layers.init import Constant, InitialValue, Normal, full_value, value_rows
 
 
 def _model(name: str) -> families.LanguageModel:
@@ -67,7 +67,7 @@ def test_every_parameter_of_every_size_has_a_rule_and_nothing_else_has() -> None
     for preset in PRESETS:
         model = _model(preset)
         for name, _ in model.named_parameters():
-            assert isinstance(model.initial_value(name), Normal | Constant)
+            assert isinstance(model.initial_value(name), InitialValue)
     with pytest.raises(KeyError, match="nonsense"):
         model.initial_value("blocks.0.nonsense.weight")
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from trireme_api import families
 from trireme_api.families import PRESETS, check_recipe, resolve
+from trireme_api.families.gpt import GptConfig
 from trireme_api.families.memory import state_memory
 from trireme_api.families.opt import OptConfig
 from trireme_api.recipe import ModelSpec, Recipe
@@ -24,6 +25,12 @@ RELEASED = {
     "opt-30b": 29_974_540_288,
     "opt-66b": 65_719_701_504,
     "opt-175b": 174_604_468_224,
+    # Tied, positions computed: counted on Transformers' models.
+    "xglm-564m": 564_463_616,
+    "xglm-1.7b": 1_732_907_008,
+    "xglm-2.9b": 2_941_505_536,
+    "xglm-4.5b": 4_552_511_488,
+    "xglm-7.5b": 7_492_771_840,
 }
 
 # Table 1: layers, heads, width, peak learning rate, batch in tokens.
@@ -64,10 +71,51 @@ def test_preset_is_the_papers_table(name: str) -> None:
     assert config.dropout == config.attention_dropout == 0.1
 
 
+# fairseq examples/moe_lm: layers, heads, width, peak learning rate, batch in Mi tokens, warm-up updates, all updates.
+MOE_LM_DENSE = {
+    "gpt-125m": (12, 12, 768, 6.0e-4, 0.5, 715, 572204),
+    "gpt-355m": (24, 16, 1024, 3.0e-4, 0.5, 715, 572204),
+    "gpt-1.3b": (24, 32, 2048, 2.0e-4, 1, 357, 286102),
+    "gpt-2.7b": (32, 32, 2560, 1.6e-4, 1, 357, 286102),
+    "gpt-6.7b": (32, 32, 4096, 1.2e-4, 2, 187, 143051),
+    "gpt-13b": (40, 40, 5120, 1.0e-4, 2, 187, 143051),
+}
+
+
+@pytest.mark.parametrize("name", MOE_LM_DENSE)
+def test_dense_baselines_are_those_of_the_runs(name: str) -> None:
+    layers, heads, width, learning_rate, mega_tokens, warmup, updates = MOE_LM_DENSE[name]
+    config, recipe = PRESETS[name].config, PRESETS[name].recipe
+    assert isinstance(config, GptConfig)
+    assert (config.layers, config.heads, config.width, config.feed_forward_width) == (layers, heads, width, 4 * width)
+    assert config.dropout == (0.0 if name == "gpt-355m" else 0.1)
+    assert recipe.peak_learning_rate == learning_rate
+    assert recipe.warmup_tokens == warmup * recipe.batch_tokens
+    assert recipe.decay_tokens / recipe.batch_tokens == pytest.approx(updates, abs=1)
+    assert (recipe.clip, recipe.final_fraction, recipe.weight_decay, recipe.betas) == (0.0, 0.0, 0.01, (0.9, 0.98))
+    assert recipe.batch_tokens == mega_tokens * 1024 * 1024
+
+
+# model card of fairseq examples/moe_lm: ZFLOPs of 300B tokens.
+ZETTA = {
+    "gpt-125m": 0.364, "gpt-355m": 1.059, "gpt-1.3b": 3.567, "gpt-2.7b": 7.076, "gpt-6.7b": 17.119, "gpt-13b": 32.673,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZETTA)
+def test_training_flops_are_the_published_ones(name: str) -> None:
+    """Their formula: blocks four times (recomputed), output layer three, full square; vocabulary 50,000."""
+    config = PRESETS[name].config.model_copy(update={"vocabulary_size": 50000})
+    whole, blocks = (f(2048, causal=False) for f in (config.forward_flops_per_token, config.block_flops_per_token))
+    per_token = 3 * whole + blocks
+    assert 300e9 * per_token / 1e21 == pytest.approx(ZETTA[name], abs=0.0006)
+
+
 def test_warm_up_of_the_largest_is_in_steps_and_of_the_others_in_tokens() -> None:
     largest = PRESETS["opt-175b"].recipe
     assert largest.warmup_tokens == 2000 * largest.batch_tokens
-    assert {p.recipe.warmup_tokens for p in PRESETS.values() if p.name != "opt-175b"} == {375e6}
+    others = {p.recipe.warmup_tokens for p in PRESETS.values() if p.config.family == "opt" and p.name != "opt-175b"}
+    assert others == {375e6}
 
 
 def test_released_350m_differs_from_what_the_table_prescribes() -> None:

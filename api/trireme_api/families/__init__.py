@@ -1,6 +1,7 @@
 """Model families: presets by name, and their arithmetic in closed form. No torch.
 
-A family is one module that subclasses `ModelConfig` and lists its `PRESETS`; it is entered in `_FAMILIES` below.
+A family is one module that subclasses `ModelConfig` (transformers: `TransformerConfig`) and lists its `PRESETS`; it is
+entered in `_FAMILIES` below.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import opt
+from trireme_api.families import gpt, opt, xglm
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
@@ -22,7 +23,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt,)
+_FAMILIES = (opt, gpt, xglm)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}

@@ -30,9 +30,13 @@ class PublishedRecipe:
     batch_tokens: int
     warmup_tokens: float
     decay_tokens: float
-    """Where the linear decay to 10 % of the peak ends."""
+    """Where the linear decay ends."""
     sequence_length: int = 2048
     clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    final_fraction: float = 0.1
+    """The learning rate at the end of the decay, as a share of the peak."""
     source: str = ""
 
 

@@ -7,88 +7,51 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trireme_api.families.base import MEBI, ModelConfig, ParameterCount, Preset, PublishedRecipe
+from trireme_api.families.base import MEBI, Preset, PublishedRecipe
+from trireme_api.families.transformer import PAD_TOKEN, POSITION_OFFSET, TransformerConfig
 from trireme_api.schema import PositiveFloat, PositiveInt
 
-PAD_TOKEN = 1
-"""`<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3."""
-POSITION_OFFSET = PAD_TOKEN + 1
-"""The first token of a sequence takes row 2 of the position table; row 1 belongs to padding, row 0 to nothing."""
+__all__ = ["PAD_TOKEN", "POSITION_OFFSET", "PRESETS", "OptConfig"]
 
 
-class OptConfig(ModelConfig):
+class OptConfig(TransformerConfig):
     family: ClassVar[str] = "opt"
 
-    layers: PositiveInt
-    width: PositiveInt
-    heads: PositiveInt
     embedding_width: PositiveInt = Field(default_factory=lambda data: data["width"])
     """Of the token table; where it differs from `width`, bias-free projections lead in and out (released 350M)."""
-    feed_forward_width: PositiveInt = Field(default_factory=lambda data: 4 * data["width"])
     vocabulary_size: int = Field(default=50272, ge=4)
     """50,265 entries padded to a multiple of 8."""
     maximum_positions: PositiveInt = 2048
     pre_norm: bool = True
     """LayerNorm before each sub-layer and after the last block; False: after each sub-layer (released 350M)."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """After the attention and feed-forward sub-layers; none on embeddings."""
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
     initial_std: PositiveFloat = 0.006
     """The same for every size (§2.2)."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> OptConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads; {self.width} is not a multiple of {self.heads}")
-        return self
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
 
     @property
     def projected(self) -> bool:
         return self.embedding_width != self.width
 
-    def block_parameters(self) -> int:
-        d, f = self.width, self.feed_forward_width
-        attention = 4 * (d * d + d)
-        feed_forward = 2 * d * f + f + d
-        norms = 2 * 2 * d
-        return attention + feed_forward + norms
-
-    def parameters(self) -> ParameterCount:
+    def outer_parameters(self) -> int:
         d, w = self.width, self.embedding_width
-        tables = self.vocabulary_size * w + (self.maximum_positions + POSITION_OFFSET) * d
         projections = 2 * w * d if self.projected else 0
         final_norm = 2 * d if self.pre_norm else 0
-        total = tables + projections + self.layers * self.block_parameters() + final_norm
-        return ParameterCount(total=total, activated=total)
+        return self.vocabulary_size * w + self.lookup_parameters() + projections + final_norm
 
-    def block_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        d, f = self.width, self.feed_forward_width
-        keys = (sequence_length + 1) / 2 if causal else sequence_length
-        projections = 2 * (4 * d * d + 2 * d * f)
-        attention = 2 * 2 * d * keys
-        return float(self.layers * (projections + attention))
+    def lookup_parameters(self) -> int:
+        return (self.maximum_positions + POSITION_OFFSET) * self.width
+
+    def outer_flops_per_token(self) -> float:
+        d, w = self.width, self.embedding_width
+        projections = 2 * 2 * w * d if self.projected else 0
+        return float(projections + 2 * self.vocabulary_size * w)
 
     def recomputed_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        # A pre-LN block ends with fc2, whose result nobody's gradient needs; post-LN normalises it, and needs it.
-        last = 2 * self.feed_forward_width * self.width if self.pre_norm else 0
-        return self.block_flops_per_token(sequence_length, causal=causal) - self.layers * last
-
-    def forward_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        d, w = self.width, self.embedding_width
-        head = 2 * self.vocabulary_size * w
-        projections = 2 * 2 * w * d if self.projected else 0
-        return self.block_flops_per_token(sequence_length, causal=causal) + projections + head
-
-    def palm_flops_per_token(self, sequence_length: int) -> float:
-        positions = (self.maximum_positions + POSITION_OFFSET) * self.width
-        multiplying = self.parameters().total - positions
-        return float(6 * multiplying + 12 * self.layers * self.width * sequence_length)
+        if self.pre_norm:
+            return super().recomputed_flops_per_token(sequence_length, causal=causal)
+        # Post-LN normalises the result of fc2, and needs it.
+        return self.block_flops_per_token(sequence_length, causal=causal)
 
 
 _CODE = "metaseq/launcher/opt_job_constants.py; arXiv 2205.01068 §2.2"

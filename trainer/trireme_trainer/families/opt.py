@@ -9,35 +9,11 @@ from torch import Tensor, nn
 from trireme_api.families.opt import PAD_TOKEN, POSITION_OFFSET, OptConfig
 
 from trireme_trainer.families.base import Head, LanguageModel
-from trireme_trainer.layers.attention import CausalSelfAttention, causal_padding_mask
+from trireme_trainer.layers.attention import SelfAttention, padding_mask
+from trireme_trainer.layers.block import TransformerBlock
 from trireme_trainer.layers.embedding import LearnedPositions
 from trireme_trainer.layers.feed_forward import FeedForward
 from trireme_trainer.layers.init import Constant, InitialValue, Normal
-
-
-class OptBlock(nn.Module):
-    """x += attention, x += feed-forward; LayerNorm before each (pre-LN), or after each sum (post-LN, released 350M)."""
-
-    def __init__(self, config: OptConfig) -> None:
-        super().__init__()
-        self.pre_norm = config.pre_norm
-        self.dropout = config.dropout
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = CausalSelfAttention(config.width, config.heads, config.attention_dropout)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.feed_forward = FeedForward(config.width, config.feed_forward_width)
-
-    def forward(self, x_BTD: Tensor, attend_B1TT: Tensor | None = None) -> Tensor:
-        if self.pre_norm:
-            x_BTD = x_BTD + self._drop(self.attention(self.attention_norm(x_BTD), attend_B1TT))
-            x_BTD = x_BTD + self._drop(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        else:
-            x_BTD = self.attention_norm(x_BTD + self._drop(self.attention(x_BTD, attend_B1TT)))
-            x_BTD = self.feed_forward_norm(x_BTD + self._drop(self.feed_forward(x_BTD)))
-        return x_BTD
-
-    def _drop(self, x_BTD: Tensor) -> Tensor:
-        return F.dropout(x_BTD, self.dropout, self.training)
 
 
 class OptModel(LanguageModel):
@@ -50,18 +26,29 @@ class OptModel(LanguageModel):
         self.embed_tokens = nn.Embedding(config.vocabulary_size, w, padding_idx=PAD_TOKEN)
         self.embed_positions = LearnedPositions(config.maximum_positions, d, POSITION_OFFSET)
         self.project_in = nn.Linear(w, d, bias=False) if config.projected else None
-        self.blocks = nn.ModuleList(OptBlock(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self._block(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(d) if config.pre_norm else None
         self.project_out = nn.Linear(d, w, bias=False) if config.projected else None
         self._residual_std = config.initial_std / math.sqrt(2 * config.layers)
         self._initial_std = config.initial_std
+
+    @staticmethod
+    def _block(config: OptConfig) -> TransformerBlock:
+        """LayerNorm before each sub-layer, or after each sum (released 350M)."""
+        return TransformerBlock(
+            config.width,
+            SelfAttention(config.width, config.heads, config.attention_dropout, causal=True),
+            FeedForward(config.width, config.feed_forward_width, "relu"),
+            dropout=config.dropout,
+            pre_norm=config.pre_norm,
+        )
 
     def forward(self, tokens_BT: Tensor, head: Head | None = None, mask_BT: Tensor | None = None) -> Tensor:
         hidden = self.embed_tokens(tokens_BT)
         if self.project_in is not None:
             hidden = self.project_in(hidden)
         hidden = hidden + self.embed_positions(tokens_BT.shape[1], mask_BT)
-        attend_B1TT = None if mask_BT is None else causal_padding_mask(mask_BT)
+        attend_B1TT = None if mask_BT is None else padding_mask(mask_BT, causal=True)
         for block in self.blocks:
             hidden = block(hidden, attend_B1TT)
         if self.final_norm is not None:

@@ -7,24 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class CausalSelfAttention(nn.Module):
-    """Each token attends to itself and to what precedes it; projections with biases.
+class SelfAttention(nn.Module):
+    """Each token attends to all, or where `causal` to itself and to what precedes it; projections with biases.
 
     Queries are scaled by K^-0.5 inside the fused kernel, in its fp32 accumulators: what OPT's K^-0.25 on both queries
     and keys is for in half precision.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, *, causal: bool) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.causal = causal
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden_BTD: Tensor, attend_B1TT: Tensor | None = None) -> Tensor:
-        """`attend_B1TT`: which pairs attend, bool, causality included; left out: plain causal. Returns BTD."""
+        """`attend_B1TT`: which pairs attend, bool, causality included; left out: all that may. Returns BTD."""
         query, key, value = (self._heads(p(hidden_BTD)) for p in (self.q_proj, self.k_proj, self.v_proj))
         context_BHTK = F.scaled_dot_product_attention(
             query,
@@ -32,7 +33,7 @@ class CausalSelfAttention(nn.Module):
             value,
             attn_mask=attend_B1TT,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=attend_B1TT is None,
+            is_causal=self.causal and attend_B1TT is None,
         )
         out_BTD: Tensor = self.out_proj(context_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
@@ -41,12 +42,14 @@ class CausalSelfAttention(nn.Module):
         return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-def causal_padding_mask(mask_BT: Tensor) -> Tensor:
+def padding_mask(mask_BT: Tensor, *, causal: bool) -> Tensor:
     """Which pairs attend, [B, 1, T, T] bool, where `mask_BT` is non-zero on real tokens.
 
     Padding attends to itself: a row without any key would be NaN in some kernels, and nobody reads it.
     """
     T = mask_BT.shape[1]
-    causal_TT = torch.ones(T, T, dtype=torch.bool, device=mask_BT.device).tril()
     itself_TT = torch.eye(T, dtype=torch.bool, device=mask_BT.device)
-    return causal_TT & (mask_BT.bool()[:, None, None, :] | itself_TT)
+    attend_B1TT = mask_BT.bool()[:, None, None, :] | itself_TT
+    if not causal:
+        return attend_B1TT
+    return torch.ones(T, T, dtype=torch.bool, device=mask_BT.device).tril() & attend_B1TT

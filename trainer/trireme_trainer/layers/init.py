@@ -34,7 +34,24 @@ class Constant:
     value: float
 
 
-InitialValue = Normal | Constant
+@dataclass(frozen=True)
+class Uniform:
+    """U(-bound, bound)."""
+
+    bound: float
+
+
+InitialValue = Normal | Uniform | Constant
+
+
+def xavier_uniform(fan_in: int, fan_out: int, gain: float = 1.0) -> Uniform:
+    """Glorot and Bengio 2010."""
+    return Uniform(gain * math.sqrt(6.0 / (fan_in + fan_out)))
+
+
+def torch_linear(fan_in: int) -> Uniform:
+    """What torch gives weight and bias of a Linear layer by default."""
+    return Uniform(1.0 / math.sqrt(fan_in))
 
 
 def value_rows(
@@ -64,10 +81,9 @@ def value_rows(
         first = block * rows_per_block
         begin, end = max(first, start), min(first + rows_per_block, stop)
         # A generator draws in order, so the rows of a block after the last one wanted need not be drawn.
-        values = _generator(seed, name, block).standard_normal((end - first, *shape[1:]), dtype=np.float32)
-        drawn = torch.from_numpy(values[begin - first : end - first]).mul_(rule.std)
-        out[begin - start : end - start].copy_(drawn)
-    if rule.zero_row is not None and start <= rule.zero_row < stop:
+        values = _draw(rule, _generator(seed, name, block), (end - first, *shape[1:]))
+        out[begin - start : end - start].copy_(torch.from_numpy(values[begin - first : end - first]))
+    if isinstance(rule, Normal) and rule.zero_row is not None and start <= rule.zero_row < stop:
         out[rule.zero_row - start].zero_()
     return out
 
@@ -81,6 +97,13 @@ def full_value(
 
 def _scalar(name: str, rule: InitialValue, seed: int, dtype: torch.dtype) -> Tensor:
     return value_rows(name, (1,), rule, seed, 0, 1, dtype)[0]
+
+
+def _draw(rule: Normal | Uniform, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """fp32 values of `shape`."""
+    if isinstance(rule, Normal):
+        return generator.standard_normal(shape, dtype=np.float32) * np.float32(rule.std)
+    return (generator.random(shape, dtype=np.float32) * np.float32(2.0) - np.float32(1.0)) * np.float32(rule.bound)
 
 
 def _generator(seed: int, name: str, block: int) -> np.random.Generator:

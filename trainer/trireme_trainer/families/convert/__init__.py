@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 from trireme_api.families import ModelConfig
 from trireme_api.families.opt import OptConfig
+from trireme_api.families.xglm import XglmConfig
 
-from trireme_trainer.families.convert import opt
+from trireme_trainer.families.convert import opt, xglm
 from trireme_trainer.families.convert.common import ConversionError
+from trireme_trainer.families.convert.decoder import Names
 
 __all__ = [
     "ConversionError", "config_from_hugging_face", "config_to_hugging_face", "from_hugging_face", "to_hugging_face",
@@ -23,7 +25,7 @@ def to_hugging_face(
 ) -> dict[str, Tensor]:
     """Our state dict (full tensors) under Transformers' names. `vocabulary_size` cuts the rows that only pad the
     vocabulary; left out: all rows. The tied output layer is not repeated. Raises ConversionError."""
-    return opt.to_hugging_face(_opt(config), state, vocabulary_size)
+    return _names(config).to_hugging_face(config, state, vocabulary_size)
 
 
 def from_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,12 +33,17 @@ def from_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[
 
     Raises ConversionError naming the weights that are missing, left over, misshapen or not tied.
     """
-    return opt.from_hugging_face(_opt(config), state)
+    return _names(config).from_hugging_face(config, state)
 
 
 def config_to_hugging_face(config: ModelConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
-    """The contents of `config.json`."""
-    return opt.config_to_hugging_face(_opt(config), vocabulary_size)
+    """The contents of `config.json`. Raises ConversionError for a family that Transformers has no model for."""
+    match config:
+        case OptConfig():
+            return opt.config_to_hugging_face(config, vocabulary_size)
+        case XglmConfig():
+            return xglm.config_to_hugging_face(config, vocabulary_size)
+    raise _unknown(config)
 
 
 def config_from_hugging_face(data: Mapping[str, Any], pad_vocabulary_to: int = 8) -> ModelConfig:
@@ -44,12 +51,24 @@ def config_from_hugging_face(data: Mapping[str, Any], pad_vocabulary_to: int = 8
 
     Raises ConversionError for another architecture or for an option of it that is not built here.
     """
-    if data.get("model_type") == "opt":
-        return opt.config_from_hugging_face(data, pad_vocabulary_to)
-    raise ConversionError(f"config.json: model_type {data.get('model_type')!r} has no family here; known: 'opt'")
+    match data.get("model_type"):
+        case "opt":
+            return opt.config_from_hugging_face(data, pad_vocabulary_to)
+        case "xglm":
+            return xglm.config_from_hugging_face(data, pad_vocabulary_to)
+    raise ConversionError(
+        f"config.json: model_type {data.get('model_type')!r} has no family here; known: 'opt', 'xglm'"
+    )
 
 
-def _opt(config: ModelConfig) -> OptConfig:
-    if isinstance(config, OptConfig):
-        return config
-    raise ConversionError(f"{type(config).__name__} has no conversion to Hugging Face")
+def _names(config: ModelConfig) -> Names:
+    match config:
+        case OptConfig():
+            return opt.NAMES
+        case XglmConfig():
+            return xglm.NAMES
+    raise _unknown(config)
+
+
+def _unknown(config: ModelConfig) -> ConversionError:
+    return ConversionError(f"{config.family}: Transformers has no model of this family")

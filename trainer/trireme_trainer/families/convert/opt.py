@@ -6,53 +6,17 @@ incomplete rather than run without it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 from trireme_api.families.opt import PAD_TOKEN, OptConfig
 from trireme_api.schema import problems
 
-from trireme_trainer.families.convert.common import ConversionError, check_complete, cut_rows, pad_rows
-from trireme_trainer.families.opt import OptModel
+from trireme_trainer.families.convert.common import ConversionError
+from trireme_trainer.families.convert.decoder import Names
 
-_PREFIX = "model.decoder."
-_TOKENS = "embed_tokens.weight"
-_TIED = "lm_head.weight"
-_OUTER = {"final_norm": "final_layer_norm"}
-_INNER = {
-    "attention.": "self_attn.",
-    "attention_norm.": "self_attn_layer_norm.",
-    "feed_forward.": "",
-    "feed_forward_norm.": "final_layer_norm.",
-}
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-
-
-def to_hugging_face(
-    config: OptConfig, state: Mapping[str, Tensor], vocabulary_size: int | None = None
-) -> dict[str, Tensor]:
-    check_complete(state, _shapes(config))
-    out = {_their_name(name): weight for name, weight in state.items()}
-    out[_PREFIX + _TOKENS] = cut_rows(out[_PREFIX + _TOKENS], vocabulary_size, _TOKENS)
-    return out
-
-
-def from_hugging_face(config: OptConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Transformers' bare OPTModel saves the same weights without the leading `model.`.
-    theirs = {name if name == _TIED else "model." + name.removeprefix("model."): w for name, w in state.items()}
-    head = theirs.pop(_TIED, None)
-    ours = {_their_name(name): name for name in _shapes(config)}
-    out = {ours.get(name, name): weight for name, weight in theirs.items()}
-    if _TOKENS in out:
-        if head is not None and not torch.equal(head, out[_TOKENS]):
-            raise ConversionError(f"{_TIED}: differs from the token table; OPT ties the two")
-        out[_TOKENS] = pad_rows(out[_TOKENS], config.vocabulary_size, _TOKENS)
-    check_complete(out, _shapes(config))
-    return out
+NAMES = Names(prefix="model.decoder.", outer={"final_norm": "final_layer_norm"})
 
 
 def config_to_hugging_face(config: OptConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
@@ -115,20 +79,3 @@ def config_from_hugging_face(data: Mapping[str, Any], pad_vocabulary_to: int = 8
         raise ConversionError(f"config.json: {error.args[0]} is missing") from None
     except ValidationError as error:
         raise ConversionError(f"config.json: {problems(error)[0]}") from None
-
-
-def _their_name(name: str) -> str:
-    block = _BLOCK.fullmatch(name)
-    if block is None:
-        module, _, kind = name.partition(".")
-        return f"{_PREFIX}{_OUTER.get(module, module)}.{kind}"
-    number, inner = block.groups()
-    for ours, theirs in _INNER.items():
-        if inner.startswith(ours):
-            return f"{_PREFIX}layers.{number}.{theirs}{inner.removeprefix(ours)}"
-    raise ConversionError(f"{name}: not a weight of OPT")
-
-
-def _shapes(config: OptConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in OptModel(config).named_parameters()}
