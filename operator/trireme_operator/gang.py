@@ -54,7 +54,9 @@ class Place:
         if self.node is None or not self.node.suspect:
             return math.inf
         if self.heard is None:
-            return (self.node.not_ready_since or 0.0) + silent_seconds
+            # A pod just made on it has had no time to say anything.
+            made = self.pod.created_at if self.pod is not None else 0.0
+            return max(self.node.not_ready_since or 0.0, made) + silent_seconds
         return self.heard.at + self.heard.wait + silent_seconds
 
 

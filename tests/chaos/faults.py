@@ -292,7 +292,8 @@ def kubelet_stopped(scene: Scene) -> float:
 
 
 def node_gone(scene: Scene) -> float:
-    """containerd, its shims, the containers, the kubelet: all killed at once. The node comes back afterwards."""
+    """containerd, its shims, the containers, the kubelet: all killed at once. The node comes back afterwards. Two
+    attempts for one failure: the peers see a connection end before anybody can know that the node is gone."""
     arena: Any = scene.job.arena
     slot, number = arena.slot_away_from_operator(scene.job.name)
     scene.facts["slot"] = slot
@@ -377,7 +378,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "node-gone", "all processes of a node killed: containerd, shims, containers, kubelet", node_gone,
-        where=("cluster",), target=60, detect=20,
+        where=("cluster",), attempts=2, target=60, detect=20,
     ),
     Fault(
         "cable-pulled", "a node's network interface down; up again once the gang trains on", cable_pulled,

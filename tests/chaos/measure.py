@@ -101,11 +101,12 @@ def step_seconds(curve: Curve, last: int = 50) -> float:
 
 
 def recovery_phases(
-    injected_at: float, status: Mapping[str, Any], started: Mapping[str, Any], first: Row
+    injected_at: float, attempt: int, status: Mapping[str, Any], started: Mapping[str, Any], first: Row
 ) -> dict[str, float]:
     """Where the seconds of one recovery went. All clocks are one machine's.
 
     injected_at   Unix seconds of the fault
+    attempt       the one it broke
     status        the TrainingJob's, after the first new step: lastFailure (detect, decide, fence), attemptStartedAt
     started       the step log's event of that name, of the new attempt: how long rank 0 took from its process start to
                   each milestone
@@ -116,7 +117,7 @@ def recovery_phases(
     """
     failure = status.get("lastFailure") or {}
     decided_at = seconds(status.get("attemptStartedAt"))
-    if decided_at is None or failure.get("attempt") != first.attempt - 1:
+    if decided_at is None or not attempt <= int(failure.get("attempt") or 0) < first.attempt:
         return {}
     own = {name: float(started.get(name, 0.0)) for name in ("imported", "rendezvous", "initialised", "loaded")}
     told = failure.get("phases") or {}
@@ -146,7 +147,7 @@ def recovered(
     if first is None:
         raise Broken(f"no step after attempt {attempt}")
     began = events(lines, "started", first.attempt)
-    phases = recovery_phases(injected_at, status, began[0], first) if began else {}
+    phases = recovery_phases(injected_at, attempt, status, began[0], first) if began else {}
     twice, difference = exact(curve, since=attempt)
     return Trial(
         total=first.time - injected_at,

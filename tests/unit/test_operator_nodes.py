@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from operator_cases import Scene, ended, failure, heard
-from trireme_api.job import Phase
+from trireme_api.job import Phase, Slot
 from trireme_api.protocol import AgentState, Cause, RankReport
 from trireme_operator.actions import CreatePod, DeletePod
 from trireme_operator.admission import Waiting, demand_of, verdicts
+from trireme_operator.gang import Place
 from trireme_operator.leases import Leases, Renewal, renewal_of
 from trireme_operator.nodes import asked_to_leave
 from trireme_operator.pods import Images, pod_manifest
@@ -114,6 +116,16 @@ def test_a_dead_node_is_acted_on_within_20_s_of_its_death() -> None:
     assert (world.status.last_failure.rule, world.status.last_failure.node) == ("node-lost", "n1")
     assert [s.incarnation for s in world.status.slots] == [1, 2]
     assert [type(a) for a in world.decide().actions] == [DeletePod, CreatePod], "a pod on a lost node is not waited for"
+
+
+def test_a_pod_just_made_on_a_suspect_node_gets_its_time_to_speak() -> None:
+    """A kubelet that is back renews its lease only seconds later; the pod it was just given is no silent one."""
+    world = scene(2)
+    world.nodes["n1"] = node("n1", stale=True, not_ready_since=world.now - 100)
+    pod = next(pod for pod in world.pods.values() if pod.slot == 1)
+    place = Place(Slot(index=1, incarnation=1), replace(pod, node="n1", created_at=world.now), None, world.nodes["n1"])
+    assert not place.node_lost(world.now + 9.9, 10.0)
+    assert place.node_lost(world.now + 10.0, 10.0)
 
 
 def test_an_agent_that_waits_for_its_answer_is_not_silent() -> None:
