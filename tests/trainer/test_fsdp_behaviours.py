@@ -20,6 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.collectives import CollectiveLog
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.live_memory import LiveMemory
@@ -27,6 +28,8 @@ from trireme_trainer.parallel.shard import Accumulation, shard_model
 
 RANKS = 4
 CPU = torch.device("cpu")
+SMALL = 1000
+"""Bytes of step counts and other single numbers."""
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +220,21 @@ def peaks(layers: int, **parallelism: Any) -> dict[str, int]:
         logits.sum().backward()
         out["backward"] = live.peak - shards
     return out
+
+
+def test_state_is_sixteen_bytes_a_parameter_over_the_ranks() -> None:
+    """Weights, gradients, both moments in fp32; gradients only between backward pass and step."""
+    with LiveMemory(CPU) as live:
+        model, recipe = make()
+        optimizer = Optimizer(model, recipe.optimizer)
+        shards = local_bytes(model.parameters())
+        assert shards <= live.restart() - 2 * shards < shards + SMALL
+        model(torch.full((1, 2), 5)).sum().backward()
+        assert shards <= live.restart() - 3 * shards < shards + SMALL
+        optimizer.step(1e-3, torch.zeros(()))
+        assert shards <= live.now - 2 * shards < shards + SMALL
+    whole = sum(parameter.numel() for parameter in model.parameters()) * 4
+    assert whole / RANKS <= shards < whole / RANKS + 10 * 4 * len(list(model.parameters()))
 
 
 def test_memory_beside_the_shards_is_that_of_units_not_of_the_model() -> None:

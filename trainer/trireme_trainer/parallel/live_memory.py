@@ -42,8 +42,9 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, DTensor) and leaf.device.type == self._device:
-                self._see(leaf.untyped_storage())
+            if isinstance(leaf, Tensor) and leaf.device.type == self._device:
+                local = leaf._local_tensor if isinstance(leaf, DTensor) else leaf
+                self._see(local.untyped_storage())
         self.peak = max(self.peak, self.now)
         return out
 
