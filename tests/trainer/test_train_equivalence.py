@@ -91,6 +91,14 @@ def test_order_and_memory_of_a_sharding_may_be_chosen_freely(
     assert_same_training(Gang(tmp_path, recipe, world=4, every=1000).run(), plain)
 
 
+def test_a_parameter_with_fewer_rows_than_ranks_trains_too(corpus: Path, tmp_path: Path) -> None:
+    """NormFormer's factors per head: two rows on four ranks, so two ranks hold none of them."""
+    recipe = make_recipe(corpus, steps=STEPS)
+    recipe["model"]["preset"] = "normformer-tiny"
+    gang = Gang(tmp_path, recipe, world=4, every=1000).run()
+    assert_same_training(gang, train(recipe, STEPS))
+
+
 def test_a_rank_that_gathers_in_another_order_is_named(corpus: Path, tmp_path: Path) -> None:
     recipe = make_recipe(corpus, steps=2, parallelism={"logCollectives": True})
     gang = Gang(tmp_path, recipe, world=2, checkpoint=False, fault="another_order_on_rank_1").run(expect=1)

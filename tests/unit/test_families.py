@@ -263,3 +263,36 @@ class TestMemory:
 def test_families_need_no_torch() -> None:
     code = "import sys, trireme_api.families, trireme_api.families.memory; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Parameters of the pre-LN baseline, what NormFormer adds to it (2d + 8d + heads a layer), and what its residual scale
+# does (d a layer): the paper prints 124.5M and 2649.5M.
+NORMFORMER = {
+    "normformer-125m": ("gpt-125m", 124_377_600, 92_304, 9_216),
+    "normformer-355m": ("gpt-355m", 354_740_224, 246_144, 24_576),
+    "normformer-1.3b": ("gpt-1.3b", 1_313_460_224, 492_288, 49_152),
+    "normformer-2.7b": ("gpt-2.7b", 2_648_724_480, 820_224, 81_920),
+}
+
+
+@pytest.mark.parametrize("name", NORMFORMER)
+def test_normformer_adds_exactly_its_norms_and_factors(name: str) -> None:
+    baseline, parameters, added, scaled = NORMFORMER[name]
+    assert PRESETS[baseline].config.parameters().total == parameters
+    totals = {
+        scale: resolve(ModelSpec(preset=name, overrides={"residualScale": scale})).parameters().total
+        for scale in (False, True)
+    }
+    assert totals == {False: parameters + added, True: parameters + added + scaled}
+    code = resolve(ModelSpec(preset=name, overrides={"residualScale": False, "headScale": "code"}))
+    assert code.parameters().total == parameters + added
+    assert added / parameters < 0.001, "not the 0.4 % of the abstract"
+
+
+def test_normformer_scales_its_residual_where_the_paper_does() -> None:
+    scaled = {name: PRESETS[name].config.model_dump()["residual_scale"] for name in NORMFORMER}
+    assert scaled == {
+        "normformer-125m": True, "normformer-355m": True, "normformer-1.3b": False, "normformer-2.7b": False,
+    }
+    rates = {name: PRESETS[name].recipe.peak_learning_rate for name in NORMFORMER}
+    assert list(rates.values()) == [3e-3, 1e-3, 6e-4, 6e-4]

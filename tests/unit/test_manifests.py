@@ -263,7 +263,9 @@ def test_the_local_overlay_uses_images_that_need_no_registry() -> None:
 
 def test_samples_are_valid_and_differ_in_name() -> None:
     jobs = list(samples())
-    assert {job["metadata"]["name"] for job in jobs} == {"opt-8m", "opt-125m", "opt-1-3b", "ring"}
+    assert {job["metadata"]["name"] for job in jobs} == {
+        "opt-8m", "opt-125m", "opt-1-3b", "ring", "normformer-125m", "normformer-tiny",
+    }
     for job in jobs:
         parse_spec(job["spec"])
         checked = check_job({**job, "metadata": {"namespace": "default", **job["metadata"]}})
@@ -272,7 +274,7 @@ def test_samples_are_valid_and_differ_in_name() -> None:
 
 def test_gpu_samples_ask_for_gpus_and_say_how_nodes_talk() -> None:
     by_name = {job["metadata"]["name"]: job for job in samples()}
-    for name in ("opt-125m", "opt-1-3b"):
+    for name in ("opt-125m", "opt-1-3b", "normformer-125m"):
         template = by_name[name]["spec"]["template"]
         assert template["resources"]["limits"]["nvidia.com/gpu"] == 8
         assert "sharedMemory" in template

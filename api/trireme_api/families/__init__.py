@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gpt, opt, xglm
+from trireme_api.families import gpt, normformer, opt, xglm
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
@@ -23,7 +23,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, xglm)
+_FAMILIES = (opt, gpt, xglm, normformer)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}

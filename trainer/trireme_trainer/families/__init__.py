@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from trireme_api.families import ModelConfig
 from trireme_api.families.gpt import GptConfig
+from trireme_api.families.normformer import NormFormerConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
 
 from trireme_trainer.families.base import Head, LanguageModel, Project
 from trireme_trainer.families.gpt import GptModel
+from trireme_trainer.families.normformer import NormFormerModel
 from trireme_trainer.families.opt import OptModel
 from trireme_trainer.families.xglm import XglmModel
 
@@ -25,6 +27,8 @@ def build(config: ModelConfig) -> LanguageModel:
             return OptModel(config)
         case XglmConfig():  # before its parent
             return XglmModel(config)
+        case NormFormerConfig():
+            return NormFormerModel(config)
         case GptConfig():
             return GptModel(config)
     raise TypeError(f"no family builds {type(config).__name__}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+HeadScale = Literal["none", "paper", "code"]
+"""NormFormer's factor per head (2110.09456). paper: on the heads, before the output projection. code: on the result of
+that projection, cut in as many slices, into each of which every head has gone."""
 
 
 class SelfAttention(nn.Module):
@@ -14,7 +20,9 @@ class SelfAttention(nn.Module):
     and keys is for in half precision.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, *, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, *, causal: bool, head_scale: HeadScale = "none"
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -23,6 +31,8 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.scale_after = head_scale == "code"
+        self.head_scale = nn.Parameter(torch.empty(heads)) if head_scale != "none" else None
 
     def forward(self, hidden_BTD: Tensor, attend_B1TT: Tensor | None = None) -> Tensor:
         """`attend_B1TT`: which pairs attend, bool, causality included; left out: all that may. Returns BTD."""
@@ -35,7 +45,12 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.causal and attend_B1TT is None,
         )
-        out_BTD: Tensor = self.out_proj(context_BHTK.transpose(1, 2).flatten(2))
+        context_BTHK = context_BHTK.transpose(1, 2)
+        if self.head_scale is not None and not self.scale_after:
+            context_BTHK = context_BTHK * self.head_scale[:, None]
+        out_BTD: Tensor = self.out_proj(context_BTHK.flatten(2))
+        if self.head_scale is not None and self.scale_after:
+            out_BTD = (out_BTD.view(*out_BTD.shape[:2], self.heads, -1) * self.head_scale[:, None]).flatten(2)
         return out_BTD
 
     def _heads(self, x_BTD: Tensor) -> Tensor:

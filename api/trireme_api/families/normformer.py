@@ -1,0 +1,75 @@
+"""NormFormer (arXiv 2110.09456): the fairseq-GPT decoder with more normalisation in each block.
+
+Placement and initial values: fairseq modules/transformer_layer.py. Training settings: examples/normformer/train_lm.sh
+there, its README and the names of the authors' runs. The paper's text was only to be had second hand.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from trireme_api.families.base import Preset
+from trireme_api.families.gpt import GptConfig, recipe
+
+
+class NormFormerConfig(GptConfig):
+    """Each addition can be switched off; without any it is the pre-LN baseline, parameter by parameter."""
+
+    family: ClassVar[str] = "normformer"
+
+    post_attention_norm: bool = True
+    """LayerNorm on what attention gives, before it is added to the residual stream."""
+    head_scale: Literal["none", "paper", "code"] = "paper"
+    """A factor per head: before the output projection (the paper's equation), or after it as the authors' code has it,
+    which is another function as soon as the factors differ (fairseq issues 3973, 3983)."""
+    inner_norm: bool = True
+    """LayerNorm over the feed-forward layer's inner activations."""
+    residual_scale: bool = False
+    """A factor per channel on the residual stream that the feed-forward layer adds to. The paper uses it at 125M and
+    355M; from 1.3B on it hurt."""
+    activation: Literal["gelu", "relu2"] = "gelu"
+
+    def extra_parameters(self) -> int:
+        """Of one block, beyond the baseline's."""
+        return (
+            2 * self.width * self.post_attention_norm
+            + self.heads * (self.head_scale != "none")
+            + 2 * self.feed_forward_width * self.inner_norm
+            + self.width * self.residual_scale
+        )
+
+    def block_parameters(self) -> int:
+        return super().block_parameters() + self.extra_parameters()
+
+
+_RUNS = "fairseq examples/normformer: train_lm.sh, README, run names (arXiv 2110.09456)"
+
+
+def _preset(
+    name: str, layers: int, width: int, heads: int, batch: float, learning_rate: float, warmup: int, *,
+    dropout: float = 0.1, residual_scale: bool = False, activation: Literal["gelu", "relu2"] = "gelu", note: str = "",
+) -> Preset:  # fmt: skip
+    config = NormFormerConfig(
+        layers=layers, width=width, heads=heads, dropout=dropout, attention_dropout=dropout,
+        residual_scale=residual_scale, activation=activation,
+    )  # fmt: skip
+    return Preset(name=name, config=config, recipe=recipe(batch, learning_rate, warmup, source=_RUNS), note=note)
+
+
+_TINY = NormFormerConfig(
+    layers=2, width=64, heads=2, vocabulary_size=512, maximum_positions=256, residual_scale=True
+)
+
+PRESETS = (
+    Preset(
+        "normformer-tiny", _TINY, recipe(1 / 128, 3e-3, 100, source="chosen here"),
+        "for tests; not a size of the paper",
+    ),
+    _preset("normformer-125m", 12, 768, 12, 0.5, 3.0e-3, 750, residual_scale=True),
+    _preset("normformer-355m", 24, 1024, 16, 0.5, 1.0e-3, 750, dropout=0.0, residual_scale=True),
+    _preset("normformer-1.3b", 24, 2048, 32, 1, 6.0e-4, 375),
+    _preset(
+        "normformer-2.7b", 32, 2560, 32, 1, 6.0e-4, 375, activation="relu2",
+        note="additions of the README; the run that was evaluated is named after inner norm and head scale alone",
+    ),
+)
