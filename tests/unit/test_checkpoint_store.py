@@ -205,12 +205,35 @@ def test_a_zombie_that_froze_after_the_fence_was_checked_commits_nothing(
     _, working = zombie.begin(5, old)
     with zombie.files.create(working, ".metadata") as stream:
         stream.write(b"x")
+
     def awake(stage: str) -> None:
         if stage == "fenced":
             successor.claim(2)
 
     with pytest.raises(OSError):
         zombie.commit(working, manifest(5), old, on_stage=awake)
+    assert steps(successor) == []
+
+
+def test_in_an_object_store_a_stale_marker_is_taken_back() -> None:
+    """No rename that could fail there: the marker is written, and the fence read once more after it."""
+    uri = f"memory://zombie-{os.getpid()}"
+    zombie, successor = CheckpointStore(uri), CheckpointStore(uri)
+    old, _ = zombie.claim(1)
+    _, working = zombie.begin(5, old)
+    with zombie.files.create(working, ".metadata") as stream:
+        stream.write(b"x")
+    seen: list[list[int]] = []
+
+    def awake(stage: str) -> None:
+        if stage == "fenced":
+            successor.claim(2)
+        if stage == "renamed":
+            seen.append(steps(successor))
+
+    with pytest.raises(StaleAttempt):
+        zombie.commit(working, manifest(5), old, on_stage=awake)
+    assert seen == [[5]], "the marker was there: the test hits the moment it means"
     assert steps(successor) == []
 
 

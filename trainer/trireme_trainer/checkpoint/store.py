@@ -186,6 +186,7 @@ class CheckpointStore:
                 self.files.set_aside(there.directory, fence.attempt, "found unusable by a load, then written again")
             final = self.files.publish(working, hashlib.sha256(data).hexdigest())
             on_stage("renamed")
+            self._still_mine(final, fence)
             self.files.sync("")
         return Candidate(manifest.step, final, self.files.path(final)), True
 
@@ -225,6 +226,15 @@ class CheckpointStore:
         for directory in by_step[KEEP_BAD:]:
             self.files.remove(directory)
         return removed
+
+    def _still_mine(self, final: str, fence: Fence) -> None:
+        """Where no lock holds (an object store), a rank may have frozen between the fence and the marker, and its files
+        may be gone by now: what it has just published is taken back. Raises StaleAttempt."""
+        try:
+            fences.check(self.files, fence)
+        except CheckpointError:
+            self.files.withdraw(final, fence.attempt)
+            raise
 
     def _all_there(self, working: str, entries: Collection[FileEntry]) -> None:
         for entry in entries:
