@@ -14,6 +14,7 @@ from trireme_api.schema import InvalidSpec
 from trireme_trainer.hang import answer_with_stacks
 from trireme_trainer.heartbeat import Pulse, process_start
 from trireme_trainer.outcome import BadRecipe, TrainingEnd
+from trireme_trainer.parent import end_with_parent
 from trireme_trainer.settings import Settings
 
 log = logging.getLogger("trireme_trainer")
@@ -32,6 +33,7 @@ RUNTIME = {
 
 def main() -> int:
     started = process_start()
+    end_with_parent()
     rank = os.environ.get("RANK", "0")
     logging.basicConfig(
         level=logging.INFO if rank == "0" else logging.WARNING,
