@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trireme_api.fewshot import FewShotSpec, tasks_of
 from trireme_api.quantity import parse_quantity
 from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
 
@@ -19,7 +20,8 @@ class ModelSpec(Spec):
 
 class DataSource(Spec):
     path: str = Field(min_length=1, max_length=1024)
-    """Shards made by `trireme prepare`: pvc://claim/dir, an fsspec URL, or a local path under `trireme run`."""
+    """Shards made by `trireme prepare`: pvc://claim/dir, an fsspec URL, or a local path under `trireme run`. For the
+    objective few-shot: tasks://NAME, generated tasks (classification, transduction, path-finding)."""
     weight: PositiveFloat = 1.0
     """Share of the blocks drawn from this source, relative to the other weights."""
 
@@ -149,7 +151,10 @@ class UntilSpec(Spec):
 
 class Recipe(Spec):
     model: ModelSpec
-    objective: Literal["causal-lm"] = "causal-lm"
+    objective: Literal["causal-lm", "few-shot"] = "causal-lm"
+    """few-shot: a task's embedding and the weights are optimised in turn (TAM, 2012.09543); see `fewShot`."""
+    few_shot: FewShotSpec | None = None
+    """Of the objective few-shot alone; left out, its defaults."""
     data: DataSpec
     batch: BatchSpec
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -175,6 +180,29 @@ class Recipe(Spec):
                 f"{self.data.sequence_length}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tasks_for_few_shot(self) -> Recipe:
+        few_shot = self.objective == "few-shot"
+        if self.few_shot is not None and not few_shot:
+            raise ValueError("fewShot goes with objective: few-shot; set that, or remove fewShot")
+        for source in self.data.sources:
+            if (tasks_of(source.path) is not None) != few_shot:
+                want = "tasks://NAME with" if few_shot else "shards, not tasks://, without"
+                raise ValueError(f"data.sources: must be {want} objective: few-shot; got {source.path!r}")
+        if few_shot and len(self.data.sources) != 1:
+            raise ValueError("data.sources: few-shot learns from one family of tasks; give one source")
+        if few_shot and self.sequences_per_step % self.episodes.examples:
+            raise ValueError(
+                "batch.tokens must be whole tasks of fewShot.examples × data.sequenceLength tokens; "
+                f"{self.batch.tokens} is not a multiple of {self.episodes.examples * self.data.sequence_length}"
+            )
+        return self
+
+    @property
+    def episodes(self) -> FewShotSpec:
+        """`fewShot` with its defaults."""
+        return self.few_shot or FewShotSpec()
 
     @property
     def sequences_per_step(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trireme_api.recipe import Recipe
-from trireme_trainer.data.batches import IGNORED, Batches, Share
+from trireme_trainer.data.batches import IGNORED, Share, TextBatches
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.mixture import Mixture
 
@@ -63,7 +63,7 @@ def test_the_union_over_ranks_is_the_global_batch(
     wanted = [tuple(mixture.sample(step * sequences + i).tolist()) for i in range(sequences)]
     found, shapes = [], set()
     for rank in range(world):
-        with Batches(mixture, spec, rank, world) as batches:
+        with TextBatches(mixture, spec, rank, world) as batches:
             mine = batches.micro_batches(step)
         shapes.add(tuple(batch.tokens.shape for batch in mine))
         assert all(batch.tokens.shape == batch.targets.shape for batch in mine)
@@ -92,9 +92,9 @@ def test_no_padding_where_the_batch_divides() -> None:
 def test_any_step_in_any_order_equals_one_after_another(corpus: str) -> None:
     spec = recipe(corpus, 6, 2)
     mixture = Mixture.from_recipe(spec)
-    with Batches(mixture, spec, 1, 2) as batches:
+    with TextBatches(mixture, spec, 1, 2) as batches:
         walked = [rows(batches.micro_batches(step)) for step in range(30)]
-    with Batches(Mixture.from_recipe(spec), spec, 1, 2) as batches:
+    with TextBatches(Mixture.from_recipe(spec), spec, 1, 2) as batches:
         for step in (29, 5, 6, 7, 0, 28, 5):
             assert rows(batches.micro_batches(step)) == walked[step]
 
@@ -110,7 +110,7 @@ def test_the_next_step_is_made_in_the_background_and_waiting_is_measured(corpus:
         return sample(index)
 
     mixture.sample = slow  # type: ignore[method-assign]
-    with Batches(mixture, spec, 0, 1) as batches:
+    with TextBatches(mixture, spec, 0, 1) as batches:
         batches.micro_batches(0)
         assert batches.last_wait_seconds >= 0.1, "nothing was ready for the first step"
         time.sleep(0.3)
@@ -131,7 +131,7 @@ def test_an_error_of_the_thread_reaches_the_step_that_needed_it(corpus: str) -> 
         return sample(index)
 
     mixture.sample = failing  # type: ignore[method-assign]
-    with Batches(mixture, spec, 0, 1) as batches:
+    with TextBatches(mixture, spec, 0, 1) as batches:
         batches.micro_batches(0)
         with pytest.raises(DataError, match="shard gone"):
             batches.micro_batches(1)

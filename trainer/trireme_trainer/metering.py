@@ -51,6 +51,13 @@ class Arithmetic:
     @classmethod
     def of(cls, config: ModelConfig, recipe: Recipe, device: DevicePeak | None) -> Arithmetic:
         length = recipe.data.sequence_length
+        if recipe.objective == "few-shot":
+            # Every token goes through the blocks once per pass, answers alone to the output layer: left out here.
+            blocks = 3 * config.block_flops_per_token(length) * recipe.episodes.trained_share
+            known = device.of(recipe.precision) if device else None
+            palm = config.palm_flops_per_token(length) * recipe.episodes.trained_share
+            again = config.recomputed_flops_per_token(length) if recipe.activation_checkpointing else 0.0
+            return cls(blocks, blocks + again * recipe.episodes.passes, palm, known)
         return cls(
             model=config.train_flops_per_token(length),
             hardware=config.hardware_flops_per_token(

@@ -21,9 +21,9 @@ from trireme_trainer.checkpoint import (
 )
 from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Pace
 from trireme_trainer.checkpoint.tiers import Restored
-from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.memory_saver import MemorySaver
+from trireme_trainer.objectives.base import Objective, Samples
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, BadRecipe
 from trireme_trainer.parallel.initialise import initialise, local_bytes
@@ -41,7 +41,7 @@ class Saver:
     """All checkpointing of one attempt; without a `checkpoint` spec it keeps nothing and every call is a no-op."""
 
     def __init__(
-        self, settings: Settings, world: World, config: ModelConfig, mixture: Mixture, model: LanguageModel,
+        self, settings: Settings, world: World, config: ModelConfig, objective: Objective, model: LanguageModel,
         optimizer: Optimizer, stability: Stability,
     ) -> None:  # fmt: skip
         self._recipe: Recipe = settings.recipe
@@ -49,7 +49,8 @@ class Saver:
         self._settings = settings
         self._world = world
         self._config = config
-        self._mixture = mixture
+        self._objective = objective
+        self._samples = objective.samples
         self._model = model
         self._optimizer = optimizer
         self._stability = stability
@@ -92,7 +93,7 @@ class Saver:
             log.warning("step %d in %s was reported and is not used; resuming at %d", chosen.step, chosen.path, step)
         if restored is not None:
             where = f"memory of attempt {restored.attempt}"
-            check_same_run(restored.meta, self._recipe, self._config, self._mixture, where)
+            check_same_run(restored.meta, self._recipe, self._config, self._samples, where)
             self._optimizer.loaded(state["optimizer"])
             self._went_on(restored.meta, reporter)
             reporter.event(
@@ -107,13 +108,14 @@ class Saver:
             return restored.step
         if loaded is None:
             initialise(self._model, self._recipe.seed)
+            self._objective.reset()
             state_bytes, peak_bytes = local_bytes(self._model.parameters()), self._world.peak_memory()
             reporter.event("initialised", weightBytes=state_bytes, peakBytes=peak_bytes)
             log.info("starting from initial values, seed %d", self._recipe.seed)
             return 0
         for path, reason in loaded.skipped:
             reporter.event("checkpoint-skipped", path=path, reason=reason)
-        check_same_run(loaded.meta, self._recipe, self._config, self._mixture, loaded.path)
+        check_same_run(loaded.meta, self._recipe, self._config, self._samples, loaded.path)
         self._optimizer.loaded(state["optimizer"])
         self._went_on(loaded.meta, reporter)
         ref = CheckpointRef(step=loaded.step, path=loaded.path)
@@ -137,6 +139,7 @@ class Saver:
             if loaded is None:
                 initialise(self._model, self._recipe.seed)
                 self._optimizer.reset()
+                self._objective.reset()
             else:
                 self._optimizer.loaded(state["optimizer"])
             self._stability.rewind(loaded.meta if loaded else {})
@@ -263,20 +266,22 @@ class Saver:
             self._checkpointer.close()
 
     def _state(self) -> dict[str, Any]:
-        return {"model": model_state(self._model), "optimizer": self._optimizer.state_dict()}
+        state: dict[str, Any] = {"model": model_state(self._model), "optimizer": self._optimizer.state_dict()}
+        learned = self._objective.state_dict()
+        return {**state, "objective": learned} if learned else state
 
     def _meta(self, step: int) -> dict[str, Any]:
         return {
             "step": step,
             "tokens": step * self._recipe.batch.tokens,
             "batchTokens": self._recipe.batch.tokens,
-            "data": self._mixture.identity,
+            "data": self._samples.identity,
             "stability": self._stability.saved(),
             "model": {"family": self._config.family, "preset": self._recipe.model.preset, **self._config.model_dump()},
         }
 
 
-def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, mixture: Mixture, path: str) -> None:
+def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, samples: Samples, path: str) -> None:
     """Raises BadRecipe or BadData, naming the fields, where going on from this checkpoint would not be the same run."""
     saved = meta.get("model", {})
     now = config.model_dump()
@@ -296,7 +301,7 @@ def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig,
             f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "
             "position in the data would move; restore it, or use another checkpoint.uri"
         )
-    moved = mixture.changes_since(meta.get("data", {}))
+    moved = samples.changes_since(meta.get("data", {}))
     if moved:
         raise BadData(
             f"data: {'; '.join(moved)} since {path} was written, so the order of samples is another; restore it, or "

@@ -17,7 +17,6 @@ from trireme_api.protocol import ExitCode
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches
-from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.devices import device_peak
 from trireme_trainer.families import LanguageModel, build
@@ -27,7 +26,9 @@ from trireme_trainer.ledger import Ledger
 from trireme_trainer.logbook import Logbook
 from trireme_trainer.metering import Arithmetic, Meter
 from trireme_trainer.metrics import TrainMetrics
-from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
+from trireme_trainer.objectives import Objective, build_objective
+from trireme_trainer.objectives.base import Samples
+from trireme_trainer.objectives.causal_lm import IGNORED
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, NonFinite, Stopped
 from trireme_trainer.pace import Pace
@@ -60,8 +61,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         closing.callback(world.leave)
         closing.enter_context(_hang_watch(settings, pulse, world))
         reporter = closing.enter_context(_reporting(settings, config, pulse, world))
-        mixture = Mixture.from_recipe(recipe)
-        _check_vocabulary(mixture, config)
+        objective = build_objective(recipe, config, world, settings.compile_backend if recipe.compile else None)
+        _check_vocabulary(objective.samples, config)
         mesh = build_mesh(recipe.parallelism, world)
         with torch.device("meta"):
             model = build(config)
@@ -70,14 +71,14 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
         optimizer = Optimizer(model, recipe.optimizer)
         stability = Stability(recipe, world.device)
-        saver = Saver(settings, world, config, mixture, model, optimizer, stability)
+        saver = Saver(settings, world, config, objective, model, optimizer, stability)
         pulse.reached("initialised")
         pulse.beat("load")
         done = saver.resume(reporter)
         pulse.reached("loaded")
         on_gpu = world.device.type == "cuda"
-        batches = closing.enter_context(Batches(mixture, recipe, world.rank, world.size, pin_memory=on_gpu))
-        stepper = Stepper(settings, world, model, optimizer, batches, stop, config, stability, pulse.ledger)
+        batches = closing.enter_context(objective.batches(world.rank, world.size, on_gpu))
+        stepper = Stepper(recipe, world, model, optimizer, batches, stop, objective, stability, pulse.ledger)
         pulse.beat("compile" if recipe.compile else "step", step=done)
         gc.collect()
         gc.freeze()
@@ -93,7 +94,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             last = done == recipe.total_steps
             try:
                 while len(unread) > (0 if last or stopping or not started else behind):
-                    stopping |= settle(unread.popleft(), reporter, stability, saver)
+                    stopping |= settle(unread.popleft(), reporter, stability, saver, objective)
             except RollBack as cause:
                 unread.clear()
                 done = saver.roll_back(cause, reporter)
@@ -111,6 +112,11 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             if not last:
                 saver.after_step(done, reporter)
             saver.poll(reporter)
+            if objective.due(done, last):
+                with pulse.ledger.during("eval"):
+                    pulse.beat("eval")
+                    reporter.event("evaluation", step=done, **objective.evaluate(model))
+                pulse.beat("step", step=done)
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)
         saver.finish(done, reporter)
@@ -146,11 +152,10 @@ class Stepper:
     """What one optimiser step is made of."""
 
     def __init__(
-        self, settings: Settings, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
-        stop: StopRequest, config: ModelConfig, stability: Stability, ledger: Ledger,
+        self, recipe: Recipe, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
+        stop: StopRequest, objective: Objective, stability: Stability, ledger: Ledger,
     ) -> None:  # fmt: skip
-        recipe = settings.recipe
-        self._recipe: Recipe = recipe
+        self._recipe = recipe
         self._world = world
         self._model = model
         self._optimizer = optimizer
@@ -159,9 +164,7 @@ class Stepper:
         self._stability = stability
         self._ledger = ledger
         self._accumulation = Accumulation(model, recipe)
-        self._objective = CausalLM(
-            config.vocabulary_size, compile_backend=settings.compile_backend if recipe.compile else None
-        )
+        self._objective = objective
         model.train()
 
     def step(self, index: int) -> Outcome:
@@ -175,20 +178,17 @@ class Stepper:
         agreed = world.sum([count_valid(micro_batches), float(self._stop.requested)])
         valid = agreed[0].clamp(min=1).to(torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=device)
+        turn = self._accumulation.turns(len(micro_batches) * self._objective.passes)
         for number, batch in enumerate(micro_batches):
             torch.manual_seed(derive(self._recipe.seed, index, world.rank, number))
-            self._accumulation.before(number, len(micro_batches))
-            tokens = batch.tokens.to(device, non_blocking=True)
-            targets = batch.targets.to(device, non_blocking=True)
-            part = self._objective(self._model, tokens, targets, valid, scale)
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
+            loss += self._objective.learn(self._model, batch.on(device), valid, scale, turn)
         norm = self._optimizer.clip(scale)
         mean = world.sum([loss])[0]
         judged = stability.judge(mean, norm)
         rate = learning_rate(self._recipe, (index + 1) * self._recipe.batch.tokens)
         rate *= stability.history.learning_rate_factor
         self._optimizer.step(rate, judged.skip)
+        self._objective.after_step(judged.skip)
         told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
         numbers = torch.stack(told if scale is None else [*told, scale])
         return Outcome(index + 1, rate, Readback(numbers))
@@ -222,13 +222,16 @@ class Readback:
         return values
 
 
-def settle(outcome: Outcome, reporter: Reporter, stability: Stability, saver: Saver) -> bool:
+def settle(
+    outcome: Outcome, reporter: Reporter, stability: Stability, saver: Saver, objective: Objective
+) -> bool:
     """Reports a step. Returns whether any rank was asked to stop. Raises RollBack or NonFinite where the recipe's
     stability says so."""
     valid, stops, loss, norm, code, expected, *scale = outcome.numbers.read()
     verdict = Verdict(int(code))
     reporter.step(
-        outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate, valid=valid,
+        outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate,
+        valid=objective.trained_tokens(valid),
         skipped=stability.skips(verdict), spike=verdict is Verdict.SPIKE,
         loss_scale=scale[0] if scale else None,
     )  # fmt: skip
@@ -272,9 +275,9 @@ def _hang_watch(settings: Settings, pulse: Pulse, world: World) -> HangWatch:
     )  # fmt: skip
 
 
-def _check_vocabulary(mixture: Mixture, config: ModelConfig) -> None:
-    if mixture.vocabulary_size > config.vocabulary_size:
+def _check_vocabulary(samples: Samples, config: ModelConfig) -> None:
+    if samples.vocabulary_size > config.vocabulary_size:
         raise BadData(
-            f"data.sources: tokenised with {mixture.vocabulary_size} entries, the model has {config.vocabulary_size}; "
-            f"set model.overrides.vocabularySize to at least {mixture.vocabulary_size}, or prepare a smaller vocabulary"
+            f"data.sources: tokenised with {samples.vocabulary_size} entries, the model has {config.vocabulary_size}; "
+            f"set model.overrides.vocabularySize to at least {samples.vocabulary_size}, or prepare a smaller vocabulary"
         )

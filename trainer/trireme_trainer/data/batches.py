@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,6 +24,15 @@ class Batch:
     """tokens_BT, int64."""
     targets: Tensor
     """targets_BT, int64: the token after each; −100 where it does not count (padding)."""
+
+    def on(self, device: torch.device) -> Self:
+        """On the device; a copy from pinned memory is only queued."""
+        tokens, targets = (t.to(device, non_blocking=True) for t in (self.tokens, self.targets))
+        return replace(self, tokens=tokens, targets=targets)
+
+    def pinned(self) -> Self:
+        """In pinned host memory, for copies to a GPU that wait for nothing."""
+        return replace(self, tokens=self.tokens.pin_memory(), targets=self.targets.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -54,19 +65,18 @@ class Share:
         return [numbers[i : i + self.micro_sequences] for i in range(0, len(numbers), self.micro_sequences)]
 
 
-class Batches:
+class Batches(ABC):
     """`micro_batches(step)` for one rank. The global batch of step s is samples [s·S, (s+1)·S), in any world.
 
     The next step is prefetched in a thread; any other step may be asked for at any time (resume, rollback).
     Errors of the thread (DataError) are raised by the call that needed its result.
     """
 
-    def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} in a world of {world}")
-        self.mixture = mixture
-        self.share = Share(recipe.sequences_per_step, world, recipe.batch.micro)
-        self._mine = self.share.of(rank)
+    def __init__(self, share: Share, rank: int, pin_memory: bool = False) -> None:
+        if not 0 <= rank < share.world:
+            raise ValueError(f"rank {rank} in a world of {share.world}")
+        self.share = share
+        self._mine = share.of(rank)
         self._pin = pin_memory
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._next: tuple[int, Future[list[Batch]]] | None = None
@@ -75,10 +85,9 @@ class Batches:
         self.last_wait_seconds = 0.0
         """… for the newest step."""
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Targets that count in the global batch."""
-        return self.share.sequences * self.mixture.sequence_length
+    @abstractmethod
+    def make(self, indices: list[int | None]) -> Batch:
+        """One micro-batch of the samples with these global indices; None is padding: none of its targets count."""
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of optimiser step `step` (from 0), tokens_BT and targets_BT alike on every rank."""
@@ -111,9 +120,23 @@ class Batches:
 
     def _make(self, step: int) -> list[Batch]:
         first = step * self.share.sequences
-        return [self._batch([None if n is None else first + n for n in numbers]) for numbers in self._mine]
+        made = [self.make([None if n is None else first + n for n in numbers]) for numbers in self._mine]
+        return [batch.pinned() for batch in made] if self._pin else made
 
-    def _batch(self, indices: list[int | None]) -> Batch:
+
+class TextBatches(Batches):
+    """Blocks of a mixture: each token's target is the next."""
+
+    def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
+        super().__init__(Share(recipe.sequences_per_step, world, recipe.batch.micro), rank, pin_memory)
+        self.mixture = mixture
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets that count in the global batch."""
+        return self.share.sequences * self.mixture.sequence_length
+
+    def make(self, indices: list[int | None]) -> Batch:
         length = self.mixture.sequence_length
         blocks = np.full((len(indices), length + 1), self.mixture.end_of_document, dtype=np.int64)
         for row, index in enumerate(indices):
@@ -123,6 +146,4 @@ class Batches:
         targets = torch.from_numpy(np.ascontiguousarray(blocks[:, 1:]))
         padding = [row for row, index in enumerate(indices) if index is None]
         targets[padding] = IGNORED
-        if self._pin:
-            tokens, targets = tokens.pin_memory(), targets.pin_memory()
         return Batch(tokens, targets)

@@ -61,8 +61,13 @@ class Accumulation:
         self._between_groups_last = how == "auto" and spec.shard == "hybrid"
         self._keep_parameters = self._local and not spec.reshards_after_forward
 
+    def turns(self, count: int) -> Callable[[], None]:
+        """A function to call before each of the `count` forward passes of a step."""
+        numbers = iter(range(count))
+        return lambda: self.before(next(numbers), count)
+
     def before(self, index: int, count: int) -> None:
-        """Call before the forward pass of micro-batch `index` of `count`."""
+        """Call before the forward pass `index` of the `count` of a step."""
         if count == 1:
             return
         last = index == count - 1

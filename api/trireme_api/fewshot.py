@@ -1,0 +1,64 @@
+"""Few-shot learning by a task's embedding (TAM, arXiv 2012.09543): what a recipe says about it.
+
+A reconstruction: the paper was read through its abstract and a summary; no code of it is public. Where those leave a
+choice open, the field says that the choice is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trireme_api.schema import PositiveFloat, PositiveInt, Spec
+
+TASKS_SCHEME = "tasks://"
+TASKS = ("classification", "transduction", "path-finding")
+"""Kinds of generated tasks (the paper's three, §4; generators are ours)."""
+
+
+def tasks_of(path: str) -> str | None:
+    """NAME of tasks://NAME; None for another path. Raises ValueError for a name that is not one of `TASKS`."""
+    if not path.startswith(TASKS_SCHEME):
+        return None
+    name = path.removeprefix(TASKS_SCHEME)
+    if name not in TASKS:
+        raise ValueError(f"data.sources: no tasks are called {name!r}; known: {', '.join(TASKS)}")
+    return name
+
+
+class FewShotSpec(Spec):
+    examples: PositiveInt = 20
+    """Labelled examples of one task in one step; batch.tokens ÷ (examples · sequenceLength) tasks make a step."""
+    inner_steps: PositiveInt = 4
+    """Steps on the task's embedding, weights held, between two steps on the weights (our default)."""
+    inner_learning_rate: PositiveFloat = 1.0
+    """Of those steps, plain gradient descent on the mean loss per answer token, in training and afterwards (ours)."""
+    outer_grad: Literal["accumulate", "final"] = "accumulate"
+    """Gradient for the weights, first order either way. accumulate: summed over the inner steps, each at the embedding
+    it began with (Algorithm 1 as summarised). final: at the embedding after the last one alone."""
+    embedding: Literal["reset", "persist", "compositional"] = "reset"
+    """What a task's embedding begins with. reset: zero, as for an unseen task. persist: what the same task ended with
+    when it was last seen. compositional: the sum of its primitives' embeddings, which persist and are shared by tasks
+    (the paper's compositional task descriptors)."""
+    held_out_tasks: PositiveInt = 20
+    """Tasks never trained on, for evaluation."""
+    shots: list[int] = Field(default=[0, 1, 5, 10, 20], max_length=16)
+    """Numbers of examples that evaluation adapts with; 0: the embedding it begins with."""
+    adaptation_steps: PositiveInt = 20
+    """Steps on the embedding of an unseen task (our default)."""
+    queries: PositiveInt = 50
+    """Examples of each held-out task that evaluation predicts."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations; left out: after the last step alone."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one step over its examples."""
+        return self.inner_steps + (self.outer_grad == "final")
+
+    @property
+    def trained_share(self) -> float:
+        """Model FLOPs of a step, in passes of training (forward, and backward to weights and activations): a pass for
+        the embedding's gradient alone leaves out the weights' third."""
+        return self.inner_steps if self.outer_grad == "accumulate" else self.inner_steps * 2 / 3 + 1
