@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from trireme_api.families import check_recipe
-from trireme_trainer.data.batches import Batches
+from trireme_trainer.data.batches import TextBatches
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import build
 from trireme_trainer.objectives.causal_lm import CausalLM
@@ -38,7 +38,7 @@ def main() -> None:
         told["state"] = live.restart()
         objective, accumulation = CausalLM(config.vocabulary_size), Accumulation(model, recipe)
         never = torch.zeros((), device=world.device)
-        with Batches(Mixture.from_recipe(recipe), recipe, world.rank, world.size) as batches:
+        with TextBatches(Mixture.from_recipe(recipe), recipe, world.rank, world.size) as batches:
             for step in range(2):
                 micro_batches = batches.micro_batches(step)
                 valid = torch.tensor(float(recipe.batch.tokens), device=world.device)
