@@ -10,6 +10,7 @@ from trireme_api import families
 from trireme_api.families import PRESETS, check_recipe, resolve
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.memory import state_memory
+from trireme_api.families.moe import MoeConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec
@@ -109,6 +110,39 @@ def test_training_flops_are_the_published_ones(name: str) -> None:
     whole, blocks = (f(2048, causal=False) for f in (config.forward_flops_per_token, config.block_flops_per_token))
     per_token = 3 * whole + blocks
     assert 300e9 * per_token / 1e21 == pytest.approx(ZETTA[name], abs=0.0006)
+
+
+# fairseq examples/moe_lm and its model card: (total of experts and the rest in billions at vocabulary 51,200, ZFLOPs).
+MIXTURES = {
+    "moe-15b": (14.61, 0.432), "moe-52b": (51.83, 1.300), "moe-207b": (207.14, 4.533), "moe-1.1t": (1104.2, 22.273),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_have_the_published_size_and_cost(name: str) -> None:
+    """Their FLOPs leave the gates out and count the second expert of every second block four times."""
+    config, (billions, zetta) = PRESETS[name].config, MIXTURES[name]
+    assert isinstance(config, MoeConfig)
+    assert config.parameters().total / 1e9 == pytest.approx(billions, rel=4e-4)
+    same = config.model_copy(update={"vocabulary_size": 50000})
+    whole, blocks = (f(2048, causal=False) for f in (same.forward_flops_per_token, same.block_flops_per_token))
+    gates = 4 * config.mixtures * 2 * config.width * config.experts
+    assert 300e9 * (3 * whole + blocks - gates) / 1e21 == pytest.approx(zetta, rel=1.5e-3)
+
+
+def test_the_example_of_the_authors_is_matched_exactly() -> None:
+    """README.moe.md of fairseq's moe branch: 24 layers of width 2048, 8 experts, vocabulary 50,000."""
+    config = MoeConfig(layers=24, width=2048, heads=32, experts=8, vocabulary_size=50000)
+    one = config.mixtures * config.expert_parameters()
+    assert one == 402_776_064
+    assert config.parameters().total - 8 * one == 908_423_168
+    assert config.parameters().activated == 908_423_168 + 2 * one
+
+
+def test_a_mixture_without_enough_experts_or_blocks_is_refused() -> None:
+    for change, words in (({"experts": 1}, "experts must be at least 2"), ({"moeEvery": 3}, "no block has experts")):
+        with pytest.raises(InvalidSpec, match=words):
+            resolve(ModelSpec(preset="moe-tiny", overrides=change))
 
 
 def test_warm_up_of_the_largest_is_in_steps_and_of_the_others_in_tokens() -> None:

@@ -264,7 +264,8 @@ def test_the_local_overlay_uses_images_that_need_no_registry() -> None:
 def test_samples_are_valid_and_differ_in_name() -> None:
     jobs = list(samples())
     assert {job["metadata"]["name"] for job in jobs} == {
-        "opt-8m", "opt-125m", "opt-1-3b", "ring", "normformer-125m", "normformer-tiny",
+        "opt-8m", "opt-125m", "opt-1-3b", "ring", "normformer-125m", "normformer-tiny", "gpt-125m", "gpt-tiny",
+        "moe-15b", "moe-tiny", "xglm-564m", "xglm-tiny",
     }
     for job in jobs:
         parse_spec(job["spec"])

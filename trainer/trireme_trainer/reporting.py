@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from trireme_api.protocol import CheckpointRef, Progress
@@ -50,21 +52,23 @@ class Reporter:
         skipped: bool,
         spike: bool = False,
         loss_scale: float | None = None,
+        figures: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """`step`: optimiser steps done; `valid`: tokens that counted, all ranks."""
+        """`step`: optimiser steps done; `valid`: tokens that counted, all ranks; `figures`: what layers tell, for the
+        step log alone."""
         self._skipped += skipped
         self._spikes += spike
         seconds = self.meter.step_done(valid)
         self.ledger.stepped(step)
-        figures = self.meter.figures()
+        speed = self.meter.figures()
         progress = Progress(
             step=step,
             total_steps=self._recipe.total_steps,
             tokens=step * self._recipe.batch.tokens,
             loss=finite(loss),
-            tokens_per_second=figures.tokens_per_second,
-            tflops=figures.model_tflops,
-            mfu=figures.mfu,
+            tokens_per_second=speed.tokens_per_second,
+            tflops=speed.model_tflops,
+            mfu=speed.mfu,
             grad_norm=finite(gradient_norm),
             learning_rate=learning_rate,
             skipped_steps=self._skipped,
@@ -74,15 +78,16 @@ class Reporter:
         )
         self.pulse.beat("step", step=step, progress=progress)
         if self._metrics:
-            self._metrics.step(progress, figures, self.meter, tokens=valid, seconds=seconds, skipped=skipped)
+            self._metrics.step(progress, speed, self.meter, tokens=valid, seconds=seconds, skipped=skipped)
             self._metrics.stability(progress, spike=spike)
         if self._logbook:
             self._logbook.step(
                 step=step, loss=finite(loss), gradNorm=finite(gradient_norm), lr=learning_rate, tokens=progress.tokens,
-                seconds=round(seconds, 6), **_known(figures), **({"skipped": True} if skipped else {}),
+                seconds=round(seconds, 6), **_known(speed), **({"skipped": True} if skipped else {}),
                 **({"spike": True} if spike else {}), **({"lossScale": loss_scale} if loss_scale is not None else {}),
+                **{name: float(f"{value:.6g}") for name, value in figures.items() if math.isfinite(value)},
             )
-            self._print(progress, figures, seconds, last=step == self._recipe.total_steps)
+            self._print(progress, speed, seconds, last=step == self._recipe.total_steps)
 
     def __enter__(self) -> Reporter:
         return self

@@ -145,7 +145,9 @@ class Outcome:
     """Optimiser steps done after it."""
     learning_rate: float
     numbers: Readback
-    """valid tokens, ranks asked to stop, loss, gradient norm, verdict, mean of recent losses, loss scale."""
+    """valid tokens, ranks asked to stop, loss, gradient norm, verdict, mean of recent losses, figures, loss scale."""
+    figures: tuple[str, ...]
+    """Names of what the model's layers tell."""
 
 
 class Stepper:
@@ -183,15 +185,17 @@ class Stepper:
             torch.manual_seed(derive(self._recipe.seed, index, world.rank, number))
             loss += self._objective.learn(self._model, batch.on(device), valid, scale, turn)
         norm = self._optimizer.clip(scale)
-        mean = world.sum([loss])[0]
+        told_by = self._model.figures()
+        mean, *sums = world.sum([loss, *told_by.values()])
         judged = stability.judge(mean, norm)
         rate = learning_rate(self._recipe, (index + 1) * self._recipe.batch.tokens)
         rate *= stability.history.learning_rate_factor
         self._optimizer.step(rate, judged.skip)
         self._objective.after_step(judged.skip)
         told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
+        told += [value / world.size for value in sums]
         numbers = torch.stack(told if scale is None else [*told, scale])
-        return Outcome(index + 1, rate, Readback(numbers))
+        return Outcome(index + 1, rate, Readback(numbers), tuple(told_by))
 
 
 def check_order(collectives: CollectiveLog, step: int, reporter: Reporter) -> None:
@@ -227,13 +231,14 @@ def settle(
 ) -> bool:
     """Reports a step. Returns whether any rank was asked to stop. Raises RollBack or NonFinite where the recipe's
     stability says so."""
-    valid, stops, loss, norm, code, expected, *scale = outcome.numbers.read()
+    valid, stops, loss, norm, code, expected, *more = outcome.numbers.read()
+    figures, scale = more[: len(outcome.figures)], more[len(outcome.figures) :]
     verdict = Verdict(int(code))
     reporter.step(
         outcome.step, loss=loss, gradient_norm=norm, learning_rate=outcome.learning_rate,
         valid=objective.trained_tokens(valid),
         skipped=stability.skips(verdict), spike=verdict is Verdict.SPIKE,
-        loss_scale=scale[0] if scale else None,
+        loss_scale=scale[0] if scale else None, figures=dict(zip(outcome.figures, figures, strict=True)),
     )  # fmt: skip
     try:
         stability.observe(outcome.step, verdict, loss=loss, gradient_norm=norm, expected=expected)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gpt, normformer, opt, xglm
+from trireme_api.families import gpt, moe, normformer, opt, xglm
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
@@ -23,7 +23,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, xglm, normformer)
+_FAMILIES = (opt, gpt, moe, xglm, normformer)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}
@@ -89,6 +89,11 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}data.sequenceLength",
             f"must be at most {config.maximum_positions}, the positions of {recipe.model.preset}, got "
             f"{recipe.data.sequence_length}; or set {path}model.overrides.maximumPositions",
+        )
+    if recipe.compile and isinstance(config, moe.MoeConfig) and config.capacity == "dropless":
+        raise InvalidSpec(
+            f"{path}compile",
+            f"not with dropless experts, whose shapes follow the data; set {path}model.overrides.capacity: limited",
         )
     return config
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from trireme_api.families import ModelConfig
 from trireme_api.families.gpt import GptConfig
+from trireme_api.families.moe import MoeConfig
 from trireme_api.families.normformer import NormFormerConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
 
 from trireme_trainer.families.base import Head, LanguageModel, Project
 from trireme_trainer.families.gpt import GptModel
+from trireme_trainer.families.moe import MoeModel
 from trireme_trainer.families.normformer import NormFormerModel
 from trireme_trainer.families.opt import OptModel
 from trireme_trainer.families.xglm import XglmModel
@@ -25,8 +27,11 @@ def build(config: ModelConfig) -> LanguageModel:
     match config:
         case OptConfig():
             return OptModel(config)
-        case XglmConfig():  # before its parent
+        # Before their parent.
+        case XglmConfig():
             return XglmModel(config)
+        case MoeConfig():
+            return MoeModel(config)
         case NormFormerConfig():
             return NormFormerModel(config)
         case GptConfig():

@@ -29,6 +29,11 @@ class LanguageModel(nn.Module):
         weights that sharding gathers for it are there. `mask_BT`: non-zero on real tokens, for padded evaluation
         batches; positions skip padding on either side."""
 
+    def figures(self) -> dict[str, Tensor]:
+        """What layers tell of the last forward pass, by the name it has in the step log: [], fp32, detached. The same
+        names in each step."""
+        return {}
+
     @abstractmethod
     def initial_value(self, name: str) -> InitialValue:
         """The rule for the parameter `name` as `named_parameters()` of the bare model has it; KeyError for others."""

@@ -11,8 +11,9 @@ from trireme_api.recipe import Recipe
 from trireme_trainer.data.batches import Batch, Batches, TextBatches
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
-from trireme_trainer.objectives.causal_lm import CausalLM
+from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
 
 
 class NextToken(Objective):
@@ -30,6 +31,8 @@ class NextToken(Objective):
         self, model: LanguageModel, batch: Batch, valid: Tensor, scale: Tensor | None, before_pass: Callable[[], None]
     ) -> Tensor:
         before_pass()
+        share = (batch.targets != IGNORED).sum() / valid
+        set_share(model, share if scale is None else share * scale)
         loss = self._loss(model, batch.tokens, batch.targets, valid, scale)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
