@@ -100,7 +100,7 @@ def test_vocabulary_is_padded_with_zero_rows_and_cut_back() -> None:
     _same({**back, "lm_head.weight": back["model.decoder.embed_tokens.weight"]}, unpadded.state_dict())
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(("opt-", "xglm-"))])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(("opt-", "xglm-", "xlmr-"))])
 def test_configuration_of_every_preset_survives_the_round_trip(name: str) -> None:
     config = PRESETS[name].config
     assert config_from_hugging_face(config_to_hugging_face(config)) == config

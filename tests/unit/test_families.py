@@ -32,6 +32,8 @@ RELEASED = {
     "xglm-2.9b": 2_941_505_536,
     "xglm-4.5b": 4_552_511_488,
     "xglm-7.5b": 7_492_771_840,
+    "xlmr-xl": 3_482_741_760,
+    "xlmr-xxl": 10_712_994_816,
 }
 
 # Table 1: layers, heads, width, peak learning rate, batch in tokens.
@@ -261,6 +263,11 @@ def test_a_sequence_longer_than_the_position_table_is_refused() -> None:
     assert check_recipe(_recipe("opt-tiny", 256)).maximum_positions == 256
     with pytest.raises(InvalidSpec, match=r"^data\.sequenceLength: must be at most 256"):
         check_recipe(_recipe("opt-tiny", 257))
+
+
+def test_a_model_that_sees_both_sides_does_not_learn_the_next_token() -> None:
+    with pytest.raises(InvalidSpec, match=r"^model\.preset: xlmr-tiny sees both sides"):
+        check_recipe(_recipe("xlmr-tiny", 64))
 
 
 class TestMemory:

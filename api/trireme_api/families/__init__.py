@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gpt, moe, normformer, opt, xglm
+from trireme_api.families import gpt, moe, normformer, opt, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
+from trireme_api.families.transformer import TransformerConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
 
@@ -23,7 +24,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, moe, xglm, normformer)
+_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}
@@ -89,6 +90,12 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}data.sequenceLength",
             f"must be at most {config.maximum_positions}, the positions of {recipe.model.preset}, got "
             f"{recipe.data.sequence_length}; or set {path}model.overrides.maximumPositions",
+        )
+    if isinstance(config, TransformerConfig) and not config.causal:
+        raise InvalidSpec(
+            f"{path}model.preset",
+            f"{recipe.model.preset} sees both sides of a token, so it cannot learn to tell the next one; objective "
+            "masked-lm is not there yet",
         )
     if recipe.compile and isinstance(config, moe.MoeConfig) and config.capacity == "dropless":
         raise InvalidSpec(

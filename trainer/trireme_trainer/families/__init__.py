@@ -8,6 +8,7 @@ from trireme_api.families.moe import MoeConfig
 from trireme_api.families.normformer import NormFormerConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
+from trireme_api.families.xlmr import XlmrConfig
 
 from trireme_trainer.families.base import Head, LanguageModel, Project
 from trireme_trainer.families.gpt import GptModel
@@ -15,6 +16,7 @@ from trireme_trainer.families.moe import MoeModel
 from trireme_trainer.families.normformer import NormFormerModel
 from trireme_trainer.families.opt import OptModel
 from trireme_trainer.families.xglm import XglmModel
+from trireme_trainer.families.xlmr import XlmrModel
 
 __all__ = ["Head", "LanguageModel", "Project", "build"]
 
@@ -27,6 +29,8 @@ def build(config: ModelConfig) -> LanguageModel:
     match config:
         case OptConfig():
             return OptModel(config)
+        case XlmrConfig():
+            return XlmrModel(config)
         # Before their parent.
         case XglmConfig():
             return XglmModel(config)

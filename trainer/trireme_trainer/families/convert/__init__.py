@@ -10,10 +10,11 @@ from torch import Tensor
 from trireme_api.families import ModelConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
+from trireme_api.families.xlmr import XlmrConfig
 
-from trireme_trainer.families.convert import opt, xglm
+from trireme_trainer.families.convert import opt, xglm, xlmr
 from trireme_trainer.families.convert.common import ConversionError
-from trireme_trainer.families.convert.decoder import Names
+from trireme_trainer.families.convert.names import Names
 
 __all__ = [
     "ConversionError", "config_from_hugging_face", "config_to_hugging_face", "from_hugging_face", "to_hugging_face",
@@ -43,6 +44,8 @@ def config_to_hugging_face(config: ModelConfig, vocabulary_size: int | None = No
             return opt.config_to_hugging_face(config, vocabulary_size)
         case XglmConfig():
             return xglm.config_to_hugging_face(config, vocabulary_size)
+        case XlmrConfig():
+            return xlmr.config_to_hugging_face(config, vocabulary_size)
     raise _unknown(config)
 
 
@@ -56,8 +59,10 @@ def config_from_hugging_face(data: Mapping[str, Any], pad_vocabulary_to: int = 8
             return opt.config_from_hugging_face(data, pad_vocabulary_to)
         case "xglm":
             return xglm.config_from_hugging_face(data, pad_vocabulary_to)
+        case "xlm-roberta-xl":
+            return xlmr.config_from_hugging_face(data, pad_vocabulary_to)
     raise ConversionError(
-        f"config.json: model_type {data.get('model_type')!r} has no family here; known: 'opt', 'xglm'"
+        f"config.json: model_type {data.get('model_type')!r} has no family here; known: 'opt', 'xglm', 'xlm-roberta-xl'"
     )
 
 
@@ -67,6 +72,8 @@ def _names(config: ModelConfig) -> Names:
             return opt.NAMES
         case XglmConfig():
             return xglm.NAMES
+        case XlmrConfig():
+            return xlmr.NAMES
     raise _unknown(config)
 
 

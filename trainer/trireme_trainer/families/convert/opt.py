@@ -14,9 +14,19 @@ from trireme_api.families.opt import PAD_TOKEN, OptConfig
 from trireme_api.schema import problems
 
 from trireme_trainer.families.convert.common import ConversionError
-from trireme_trainer.families.convert.decoder import Names
+from trireme_trainer.families.convert.names import Names
 
-NAMES = Names(prefix="model.decoder.", outer={"final_norm": "final_layer_norm"})
+NAMES = Names(
+    bare="model.",
+    outer={
+        "embed_tokens": "model.decoder.embed_tokens",
+        "embed_positions": "model.decoder.embed_positions",
+        "project_in": "model.decoder.project_in",
+        "project_out": "model.decoder.project_out",
+        "final_norm": "model.decoder.final_layer_norm",
+    },
+    layers="model.decoder.layers",
+)
 
 
 def config_to_hugging_face(config: OptConfig, vocabulary_size: int | None = None) -> dict[str, Any]:

@@ -15,9 +15,13 @@ from trireme_api.families.xglm import XglmConfig
 from trireme_api.schema import problems
 
 from trireme_trainer.families.convert.common import ConversionError
-from trireme_trainer.families.convert.decoder import Names
+from trireme_trainer.families.convert.names import Names
 
-NAMES = Names(prefix="model.", outer={"final_norm": "layer_norm"})
+NAMES = Names(
+    bare="model.",
+    outer={"embed_tokens": "model.embed_tokens", "final_norm": "model.layer_norm"},
+    layers="model.layers",
+)
 
 _ONLY: dict[str, Any] = {
     "activation_function": "gelu",
