@@ -20,6 +20,8 @@ from trireme_operator import sizing
 from trireme_operator.views import Key, Node, Verdict
 
 Amounts = Mapping[str, float]
+CORDONED = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
+"""The taint that stands for `kubectl cordon`."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,14 @@ def tolerates(tolerations: Sequence[Toleration], taint: tuple[str, str, str]) ->
     )
 
 
+def cordoned(node: Node, tolerations: Sequence[Toleration]) -> bool:
+    """Closed to new pods, for all but those that tolerate it: the scheduler would put them on it again."""
+    return node.unschedulable and not tolerates(tolerations, CORDONED)
+
+
 def eligible(node: Node, demand: Demand, *, even_if_down: bool = False) -> bool:
     """Whether pods of this kind may go to the node at all, room aside."""
-    if node.name in demand.avoid or (not even_if_down and (node.suspect or node.unschedulable)):
+    if node.name in demand.avoid or (not even_if_down and (node.suspect or cordoned(node, demand.tolerations))):
         return False
     if any(node.labels.get(key) != value for key, value in demand.selector.items()):
         return False

@@ -9,7 +9,7 @@ from trireme_api.protocol import Cause
 from trireme_api.template import Toleration
 
 from trireme_operator import recovery
-from trireme_operator.admission import capacity, demand_of, tolerates
+from trireme_operator.admission import capacity, cordoned, demand_of, tolerates
 from trireme_operator.clock import seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.recovery import Breakdown
@@ -62,7 +62,8 @@ def forgive(draft: Draft) -> bool:
 def leave(draft: Draft) -> None:
     """Which nodes the gang is leaving, written before any pod is asked to save and go."""
     status, nodes = draft.status, draft.seen.nodes
-    here = {p.pod.node for p in draft.found if p.pod is not None and p.pod.node and not p.pod.over}
+    places = (*draft.found, *draft.spares)
+    here = {p.pod.node for p in places if p.pod is not None and p.pod.node and not p.pod.over}
     leaving: list[str] = []
     if nodes is not None and draft.spec.node_policy.leave_cordoned:
         tolerations = draft.spec.template.tolerations
@@ -80,11 +81,12 @@ def leave(draft: Draft) -> None:
 
 def asked_to_leave(node: Node, tolerations: Iterable[Toleration]) -> bool:
     """Cordoned, or tainted by people or health checkers. What Kubernetes itself says of a node's state comes and goes,
-    and a node that is not there cannot be left in good order."""
+    and a node that is not there cannot be left in good order. A job that tolerates it stays: its next pod would be
+    placed there again, and so without end."""
     if node.suspect:
         return False
     ours = tuple(tolerations)
-    return node.unschedulable or any(
+    return cordoned(node, ours) or any(
         not tolerates(ours, taint) for taint in node.taints if not taint[0].startswith("node.kubernetes.io/")
     )
 
@@ -94,5 +96,6 @@ def _enough_without(draft: Draft, names: Iterable[str], up: bool = False) -> boo
     if draft.seen.nodes is None:
         return True
     demand = demand_of(draft.spec, [*(node.name for node in draft.status.avoided_nodes), *names])
-    nodes = [n for n in draft.seen.nodes.values() if not up or not (n.suspect or n.unschedulable)]
+    tolerations = draft.spec.template.tolerations
+    nodes = [n for n in draft.seen.nodes.values() if not up or not (n.suspect or cordoned(n, tolerations))]
     return capacity(nodes, demand) >= len(draft.found)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from operator_cases import Scene, ended, failure, heard
+from operator_cases import SCRIPT, Scene, ended, failure, heard
 from trireme_api.job import Phase, Slot
 from trireme_api.protocol import AgentState, Cause, RankReport
 from trireme_operator.actions import CreatePod, DeletePod
@@ -300,6 +300,21 @@ def test_pods_stay_on_a_cordoned_node(why: str) -> None:
         world.nodes[name] = node(name, unschedulable=True)
     assert not any(decision.actions for decision in world.settle())
     assert (world.status.draining, world.status.attempt) == ([], 1)
+
+
+def test_a_job_that_tolerates_a_cordon_stays_instead_of_coming_back_for_ever() -> None:
+    """The scheduler would put its next pod on the very same node."""
+    tolerant = {"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}
+    world = scene(template={**SCRIPT, **tolerant})
+    assert world.nodes is not None
+    world.nodes["n1"] = node("n1", unschedulable=True)
+    assert not any(decision.actions for decision in world.settle())
+    assert (world.status.draining, world.status.attempt) == ([], 1)
+    spec = world.job.spec
+    assert spec is not None
+    waiting = Waiting(world.job.key, demand_of(spec), 2, 0, 0.0)
+    cordoned = [node("n0", unschedulable=True), node("n1", unschedulable=True)]
+    assert verdicts(cordoned, [], [waiting])[world.job.key].fits, "admission counts what the scheduler would use"
 
 
 TAINTS = {
