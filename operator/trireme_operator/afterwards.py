@@ -54,8 +54,12 @@ def absorb(draft: Draft) -> bool:
 def _behind(draft: Draft, place: Place, failed: int) -> bool:
     """Its pod was there when the failure happened, and its agent is known not to hold the new attempt yet: so the
     barrier has not been passed. Each slot can be behind only once, for its next pod is made for a newer attempt."""
-    heard = place.heard
-    return place.slot.incarnation <= failed and heard is not None and heard.report.attempt < draft.status.attempt
+    if place.slot.incarnation > failed:
+        return False
+    if place.heard is None:
+        # Unheard although it ran before: the operator has been started anew, and what has ended will tell no more.
+        return place.pod is not None and place.pod.over
+    return place.heard.report.attempt < draft.status.attempt
 
 
 def _correct(draft: Draft, root: Breakdown) -> bool:

@@ -99,6 +99,14 @@ def test_ranks_that_die_one_after_the_other_cost_one_restart() -> None:
     assert [s.incarnation for s in scene.status.slots] == [1, 3, 4]
 
 
+def test_an_operator_that_has_just_started_counts_no_second_restart_for_a_pod_it_never_heard() -> None:
+    scene = struck_by_a_consequence()
+    scene.heard.clear()
+    scene.change_pod("pod-1-1", phase="Failed", ended=ended(137, reason="OOMKilled", finished_at=scene.now))
+    scene.settle()
+    assert (scene.status.restart_count, scene.status.restarts.by_cause) == (1, {"oom": 1})
+
+
 def test_a_pod_made_for_the_new_attempt_that_fails_is_a_new_failure() -> None:
     """Else pods that crash on start would be made for ever."""
     scene = struck_by_a_consequence()
