@@ -8,10 +8,10 @@ interleave in any order with everything else, and an operator may be killed at a
 from __future__ import annotations
 
 import asyncio
-import copy
+import marshal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from trireme_api.job import API_VERSION, KIND, TERMINAL, Phase, TrainingJobStatus, pod_name
 from trireme_api.protocol import (
@@ -35,6 +35,7 @@ from trireme_operator.clock import seconds, stamp
 from trireme_operator.controller import Controller
 from trireme_operator.desk import Desk
 from trireme_operator.gang import places
+from trireme_operator.leases import Leases, Renewal
 from trireme_operator.pods import Images
 from trireme_operator.queue import Queue
 from trireme_operator.store import Store
@@ -43,6 +44,7 @@ from trireme_operator.views import Job, Key, Limits
 NAMESPACE = "sim"
 GRACE_SECONDS = 10
 IMAGES = Images("trainer", "agent", "https://coordinator", "PEM")
+T = TypeVar("T")
 ORDER = {Action.HOLD: 0, Action.RUN: 1, Action.SAVE_AND_HOLD: 2, Action.SAVE_AND_STOP: 3, Action.STOP: 4}
 
 
@@ -55,6 +57,12 @@ def _permits(wish: Replicas, size: int) -> bool:
     if wish.allowed:
         return size in wish.allowed and (wish.min or 1) <= size <= wish.desired
     return (wish.min or wish.desired) <= size <= wish.desired
+
+
+def plain_copy(value: T) -> T:
+    """A copy of JSON. Several times as fast as copy.deepcopy, which was half of what a simulated second cost."""
+    copied: T = marshal.loads(marshal.dumps(value))
+    return copied
 
 
 class Broken(AssertionError):
@@ -79,6 +87,8 @@ class Agent:
     saved: int | None = None
     joules: float = 0.0
     gone: bool = False
+    frozen: bool = False
+    """Its machine stands still: nothing is heard of it, and it hears nothing."""
 
     @property
     def ranks_alive(self) -> bool:
@@ -108,7 +118,7 @@ class Operator:
         self.name, self.model = name, model
         self.store, self.queue = Store(), Queue(clock=lambda: model.now)
         self.store.nodes = {}
-        self.desk = Desk(self.store)
+        self.desk, self.leases = Desk(self.store), Leases()
         self.controller = Controller(
             self.store, self.queue, self.desk, View(model, self), IMAGES, clock=lambda: model.now,
             limits=Limits(gang_seconds=60.0, silent_seconds=15.0, shrink_seconds=10.0),
@@ -144,18 +154,18 @@ class View:
 
     async def get_job(self, key: Key) -> Json | None:
         await self._gate()
-        return copy.deepcopy(self.model.jobs.get(key[1]))
+        return plain_copy(self.model.jobs.get(key[1]))
 
     async def list_jobs(self) -> tuple[list[Json], str]:
         await self._gate()
-        return copy.deepcopy(list(self.model.jobs.values())), str(self.model.version)
+        return plain_copy(list(self.model.jobs.values())), str(self.model.version)
 
     async def list_pods(self, key: Key | None = None) -> tuple[list[Json], str]:
         await self._gate()
         found = [
             p for p in self.model.pods.values() if key is None or p["metadata"]["labels"]["trireme.dev/job"] == key[1]
         ]
-        return copy.deepcopy(found), str(self.model.version)
+        return plain_copy(found), str(self.model.version)
 
     async def patch_status(self, job: Job, status: Json) -> Json:
         await self._gate()
@@ -209,6 +219,9 @@ class Model:
         """Two that act at once may make a pod too many; its agent is told to stop, so its ranks never start."""
         self.lost: set[str] = set()
         """UIDs of pods whose node has been not ready since they were bound."""
+        self.dead_kubelets: set[str] = set()
+        self.renewed: dict[str, int] = {}
+        """When each node's lease was last renewed, in tens of seconds."""
         self._uid = 0
         self._seen: dict[str, TrainingJobStatus] = {}
         for i in range(nodes):
@@ -226,12 +239,12 @@ class Model:
 
     def emit(self, kind: str, event: str, obj: Json) -> None:
         for operator in self.operators:
-            operator.inbox.append((kind, event, copy.deepcopy(obj)))
+            operator.inbox.append((kind, event, plain_copy(obj)))
 
     def put_node(self, name: str, cpu: int, ready: bool = True) -> None:
         self.nodes[name] = {
             "metadata": {"name": name, "labels": {}, "resourceVersion": self._next()},
-            "spec": {},
+            "spec": dict(self.nodes.get(name, {}).get("spec", {})),
             "status": {
                 "allocatable": {"cpu": str(cpu), "pods": "10"},
                 "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
@@ -240,6 +253,12 @@ class Model:
         if not ready:
             self.lost |= {p["metadata"]["uid"] for p in self.pods.values() if p["spec"].get("nodeName") == name}
         self.emit("node", "MODIFIED", self.nodes[name])
+
+    def cordon(self, name: str, on: bool = True) -> None:
+        node = self.nodes[name]
+        node["spec"] = {"unschedulable": True} if on else {}
+        node["metadata"]["resourceVersion"] = self._next()
+        self.emit("node", "MODIFIED", node)
 
     def create_job(self, name: str, replicas: int | Json, cpu: int = 2, **spec: Any) -> None:
         self.jobs[name] = {
@@ -280,10 +299,10 @@ class Model:
             raise ApiError(409, "changed", "Conflict")
         self.writes.append(f"status {job.name}: {status.get('phase')} {status.get('explanation')}")
         self._check_status(job.name, stored, status)
-        stored["status"] = copy.deepcopy(status)
+        stored["status"] = plain_copy(status)
         stored["metadata"]["resourceVersion"] = self._next()
         self.emit("job", "MODIFIED", stored)
-        return copy.deepcopy(stored)
+        return plain_copy(stored)
 
     def create_pod(self, job: Job, manifest: Json) -> Json:
         name = manifest["metadata"]["name"]
@@ -291,9 +310,9 @@ class Model:
             found = self.pods[name]
             if found["metadata"]["ownerReferences"][0]["uid"] != job.uid:
                 raise ApiError(409, "taken")
-            return copy.deepcopy(found)
+            return plain_copy(found)
         self.writes.append(f"create {name}")
-        pod = copy.deepcopy(manifest)
+        pod = plain_copy(manifest)
         pod["metadata"] |= {
             "uid": self.new_uid(),
             "resourceVersion": self._next(),
@@ -303,7 +322,7 @@ class Model:
         self.pods[name] = pod
         self.emit("pod", "ADDED", pod)
         self.check()
-        return copy.deepcopy(pod)
+        return plain_copy(pod)
 
     def delete_pod(self, name: str, uid: str, by_operator: bool = False) -> Json | None:
         pod = self.pods.get(name)
@@ -316,11 +335,11 @@ class Model:
                 raise Broken(f"I2: {name} is not ours")
         if not pod["spec"].get("nodeName"):
             self.remove_pod(name)
-            return copy.deepcopy(pod)
+            return plain_copy(pod)
         if "deletionTimestamp" not in pod["metadata"]:
             pod["metadata"]["deletionTimestamp"] = stamp(self.now + GRACE_SECONDS)
             self.touch_pod(pod)
-        return copy.deepcopy(pod)
+        return plain_copy(pod)
 
     def touch_pod(self, pod: Json) -> None:
         pod["metadata"]["resourceVersion"] = self._next()
@@ -350,8 +369,10 @@ class Model:
 
     def schedule(self, pod: Json) -> bool:
         need = float(pod["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+        tolerated = any(t["key"] == "node.kubernetes.io/unschedulable" for t in pod["spec"].get("tolerations") or [])
         for node in sorted(self.nodes):
-            if self.node_ready(node) and self.cpu_left(node) >= need:
+            closed = self.nodes[node]["spec"].get("unschedulable") and not tolerated
+            if self.node_ready(node) and not closed and self.cpu_left(node) >= need:
                 pod["spec"]["nodeName"] = node
                 self.touch_pod(pod)
                 return True
@@ -386,6 +407,7 @@ class Model:
         leaves = seconds(pod["metadata"].get("deletionTimestamp"))
         if leaves is not None:
             if self.now < leaves - GRACE_SECONDS + 3 and pod["status"]["phase"] == "Running":
+                self.terminate(pod)
                 return False  # it saves first
             self.remove_pod(pod["metadata"]["name"])
             return True
@@ -394,11 +416,24 @@ class Model:
             return True
         return False
 
+    def terminate(self, pod: Json) -> None:
+        """SIGTERM: the ranks of a whole gang agree on a step, save and end, wherever they are."""
+        asked = self.agents.get(pod["metadata"]["uid"])
+        if asked is None or not asked.ranks_alive or asked.assignment is None:
+            return
+        gang = [a for a in self.agents.values() if a.job == asked.job and a.attempt == asked.attempt and a.ranks_alive]
+        if any(a.frozen for a in gang) or len(gang) < asked.assignment.world_size:
+            return  # nobody to agree with
+        for agent in gang:
+            self.commit(agent)
+        for agent in gang:
+            agent.state, agent.exits = AgentState.EXITED, [75]
+
     # --- agents -----------------------------------------------------------------------------------------------------
 
     def poll(self, agent: Agent, operator: Operator) -> None:
         """One exchange with a coordinator, and what the agent makes of the answer."""
-        if agent.gone or not operator.alive:
+        if agent.gone or agent.frozen or not operator.alive:
             return
         answer = operator.answer(agent, agent.report(self.committed.get(agent.job, 0)))
         if answer is not None:
@@ -581,8 +616,12 @@ class Model:
 
     def spin(self) -> None:
         """Lets tasks run until all of them stand at a gate or are done."""
-        for _ in range(6):
-            self.loop.run_until_complete(asyncio.sleep(0))
+
+        async def turns() -> None:
+            for _ in range(6):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
 
     def new_operator(self, name: str) -> Operator:
         operator = Operator(self, name)
@@ -644,6 +683,14 @@ class Model:
         if key is not None:
             operator.queue.add(key)
         return True
+
+    def read_leases(self, operator: Operator) -> None:
+        """One sample of all kubelets' leases; those in `dead_kubelets` are renewed no more."""
+        for i, node in enumerate(sorted(self.nodes)):
+            if node not in self.dead_kubelets:
+                self.renewed[node] = int(self.now + 3 * i) // 10
+        beats = [Renewal(node, str(self.renewed.get(node)), 10.0) for node in sorted(self.nodes)]
+        operator.store.mark_stale(operator.leases.sample(beats, self.now), self.now)
 
     def read_nodes(self, operator: Operator) -> None:
         operator.store.replace_nodes(list(self.nodes.values()), self.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,20 @@ from test_reconcile_crashes import Fault, play
 from test_reconcile_model import CHECKS, TwoOperators, World
 from trireme_api.protocol import Action
 from trireme_api.replicas import Replicas
-from trireme_operator import accounting, assignments, controller, gang, resizing, running, sizing, stopping
+from trireme_operator import (
+    accounting,
+    afterwards,
+    assignments,
+    controller,
+    gang,
+    leases,
+    nodes,
+    recovery,
+    resizing,
+    running,
+    sizing,
+    stopping,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
 
@@ -94,9 +108,62 @@ def pods_of_a_smaller_gang_stay(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sizing, "resized", larger)
 
 
+def late_news_counts_as_another_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(running, "absorb", lambda draft: False)
+
+
+def late_losses_change_the_attempt_that_is_under_way(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(afterwards, "begin_attempt", lambda draft: None)
+
+
+def a_late_root_is_not_believed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(afterwards, "_correct", lambda draft, root: False)
+
+
+def cordoned_nodes_are_not_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(running, "leave", lambda draft: None)
+
+
+def cordoned_nodes_are_left_whatever_the_job_tolerates(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(nodes, "cordoned", lambda node, tolerations: node.unschedulable)
+
+
+def cordoned_nodes_are_left_though_there_is_no_other(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(nodes, "_enough_without", lambda *_, **__: True)
+
+
+def leaving_a_node_is_charged(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(recovery, "_taken", lambda pod: {"taken": False, "charged": True, "disrupted": False})
+
+
+def leases_are_not_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases.Leases, "sample", lambda self, renewals, now: set())
+
+
+def a_silent_kubelet_is_a_lost_node(patch: pytest.MonkeyPatch) -> None:
+    def at_once(self: gang.Place, silent_seconds: float) -> float:
+        return 0.0 if self.node is not None and self.node.suspect else math.inf
+
+    patch.setattr(gang.Place, "lost_at", at_once)
+
+
+def samples_with_a_gap_are_believed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases, "LONGEST_GAP_SECONDS", math.inf)
+
+
 @pytest.mark.parametrize(
     ("sabotage", "story"),
     [
+        (late_news_counts_as_another_failure, "a_pod_falls_with_it"),
+        (late_losses_change_the_attempt_that_is_under_way, "a_pod_falls_with_it"),
+        (a_late_root_is_not_believed, "the_root_is_told_late"),
+        (cordoned_nodes_are_not_left, "a_cordoned_node_is_left"),
+        (cordoned_nodes_are_left_whatever_the_job_tolerates, "a_cordon_that_the_job_tolerates"),
+        (cordoned_nodes_are_left_though_there_is_no_other, "a_cordon_without_room_elsewhere"),
+        (leaving_a_node_is_charged, "a_cordoned_node_is_left"),
+        (leases_are_not_read, "a_node_dies_before_kubernetes_says_so"),
+        (a_silent_kubelet_is_a_lost_node, "a_kubelet_dies_alone"),
+        (samples_with_a_gap_are_believed, "the_whole_world_pauses"),
         (another_size_in_the_same_attempt, "scaled_down_and_up"),
         (spares_are_told_to_run, "a_spare_steps_in"),
         (a_size_that_nobody_permits, "scaled_down_and_up"),

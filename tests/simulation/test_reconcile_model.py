@@ -191,6 +191,10 @@ class World(RuleBasedStateMachine):
         name = f"n{pick % 3}"
         self.model.put_node(name, 2, ready)
 
+    @rule(pick=PICK, on=st.booleans())
+    def cordon(self, pick: int, on: bool) -> None:
+        self.model.cordon(f"n{pick % 3}", on)
+
     @rule(length=st.sampled_from([0.5, 2.0, 20.0, 90.0]))
     def time_passes(self, length: float) -> None:
         self.model.now += length
@@ -254,6 +258,7 @@ def calm(world: World) -> None:
         model.kill(operator)
     for node in list(model.nodes):
         model.put_node(node, 2, True)
+        model.cordon(node, False)
     world.replace_operator()
     operator = model.operators[0]
     for _ in range(120):
