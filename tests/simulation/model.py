@@ -551,6 +551,8 @@ class Model:
             raise Broken(f"I8: attempt {after.attempt} was {_gang(before)} and became {gang}")
         if after.attempt > before.attempt and len(gang) != len(_gang(before)) and _gang(before) and gang and risen:
             raise Broken("I8: a restart changed the size")
+        if after.phase in (Phase.PENDING, Phase.SUSPENDED) and (after.slots or after.admitted_spec is not None):
+            raise Broken(f"I6: a job that is {after.phase} keeps its slots and old spec")
         self._check_ledger(before, after)
         self._seen[name] = after
 

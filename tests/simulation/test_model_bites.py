@@ -154,6 +154,7 @@ def samples_with_a_gap_are_believed(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("sabotage", "story"),
     [
+        (a_suspended_job_keeps_its_slots, "suspend_and_resume"),
         (late_news_counts_as_another_failure, "a_pod_falls_with_it"),
         (late_losses_change_the_attempt_that_is_under_way, "a_pod_falls_with_it"),
         (a_late_root_is_not_believed, "the_root_is_told_late"),
@@ -181,7 +182,6 @@ SABOTAGE: tuple[tuple[Patch, type[World]], ...] = (
     (no_waiting_for_the_old_pod, World),
     (energy_twice, World),
     (no_barrier, TwoOperators),
-    (a_suspended_job_keeps_its_slots, World),
     (orphans_are_left, World),
     (failures_are_counted_on_every_look, World),
 )

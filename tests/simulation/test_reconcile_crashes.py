@@ -199,6 +199,7 @@ def a_node_is_lost_and_comes_back(story: Story) -> None:
     save(story)
     name = lose_node_of(story, "a-1-1")
     runs_on(story, 2, 2)
+    story.model.now += 50  # of the minute that a shrunk gang stays small
     story.model.put_node(name, 2, ready=True)
     runs_on(story, 3, 3)
 
