@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from trireme_operator import logs
 from trireme_operator.api import Api, ApiError
@@ -32,10 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure(options.log_format, options.log_level)
     try:
         asyncio.run(run(options))
-    except (ApiError, LeadershipLost) as error:
+    except LeadershipLost as error:
+        print(f"trireme-operator: {error}; starting anew", file=sys.stderr, flush=True)
+        start_anew()
+    except ApiError as error:
         print(f"trireme-operator: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def start_anew() -> NoReturn:
+    """The same command in the same process: nothing is left of what was believed, and the kubelet, which would let a
+    container that ended wait longer each time, has nothing to restart."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

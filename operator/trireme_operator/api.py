@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -13,10 +15,13 @@ from kubernetes.aio import client, config
 
 from trireme_operator.queue import TokenBucket
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 Json = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 REQUEST_SECONDS = 30
 PAGE = 500
+REACH_SECONDS = 2.0
 Observer = Callable[[str, str, int, float], None]
 """(verb, resource, status code or 0, seconds)"""
 
@@ -141,3 +146,16 @@ def resource_of(path: str) -> str:
     if parts[:1] == ["namespaces"] and len(parts) > 2:
         parts = parts[2:]
     return "/".join([*parts[:1], *parts[2:3]])
+
+
+async def once_reachable(call: Callable[[], Awaitable[T]], pause: float = REACH_SECONDS) -> T:
+    """Calls until the API server answers. To end because it is away would only add the kubelet's growing back-off to
+    its absence. Raises ApiError for what waiting does not mend (a refusal)."""
+    while True:
+        try:
+            return await call()
+        except ApiError as error:
+            if 0 < error.code < 500:
+                raise
+            log.warning("waiting for the API server: %s", error)
+            await asyncio.sleep(pause)

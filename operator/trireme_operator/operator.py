@@ -16,7 +16,7 @@ import kopf
 from aiohttp import web
 
 from trireme_operator import certificates, handlers
-from trireme_operator.api import Api, ApiError
+from trireme_operator.api import Api, ApiError, once_reachable
 from trireme_operator.cluster import KubernetesCluster
 from trireme_operator.controller import Controller
 from trireme_operator.coordinator import Coordinator, serve
@@ -67,7 +67,11 @@ class Operator:
 
     async def run(self) -> None:
         """Until a signal comes or a part fails; raises what made it fail."""
-        images = await self._install_certificate()
+        options = self.options
+        status, metrics_port = await serve(
+            application(self.health, self.metrics, self._gauges), "0.0.0.0", options.metrics_port, None
+        )
+        images = await once_reachable(self._install_certificate)
         limits = Limits(
             progress_seconds=self.options.progress_seconds,
             gang_seconds=self.options.gang_seconds,
@@ -76,10 +80,6 @@ class Operator:
         )
         self.controller = Controller(
             self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written
-        )
-        options = self.options
-        status, metrics_port = await serve(
-            application(self.health, self.metrics, self._gauges), "0.0.0.0", options.metrics_port, None
         )
         agents, port = await serve(
             self.coordinator.application(), options.coordinator_host, options.coordinator_port, self._tls
@@ -139,7 +139,7 @@ class Operator:
 
     async def _lead(self) -> None:
         """Waits for the lease with a warm view, then works until the lease is lost."""
-        await self._resync()
+        await once_reachable(self._resync)
         self.health.synced = True
         await self.leader.acquire()
         self.store.begin_listening(self.controller.clock())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rig import KubeletStandIn, OperatorProcess, World, eventually, script_job
+from rig import MERGE, KubeletStandIn, OperatorProcess, World, eventually, script_job
+from trireme_operator.options import DEFAULT_NAMESPACE
 
 Operators = Callable[..., OperatorProcess]
 Kubelets = Callable[..., KubeletStandIn]
@@ -48,6 +49,25 @@ def test_failover_after_a_kill_and_after_a_goodbye(world: World, operators: Oper
     assert handed < 5
     world.create("three", script_job(1))
     eventually(lambda: world.pods("three"), "and works")
+
+
+def test_a_leader_that_lost_its_lease_starts_anew_in_the_same_process(
+    world: World, operators: Operators, kubelet: Kubelets
+) -> None:
+    """As after minutes without the API server. Were it to end, the kubelet would let it wait longer each time."""
+    operator = operators("robbed", "--lease-seconds", "4")
+    kubelet()
+    eventually(lambda: leads(operator), "it leads")
+    assert operator.process is not None
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{DEFAULT_NAMESPACE}/leases/lease-{world.namespace}"
+    lease = world.api.request("GET", path)
+    thief = {"holderIdentity": "thief", "leaseDurationSeconds": 4, "renewTime": lease["spec"]["renewTime"]}
+    world.api.request("PATCH", path, {"spec": thief}, content=MERGE)
+    eventually(lambda: "starting anew" in operator.log.read_text(), "it notices", 20)
+    eventually(lambda: leads(operator), "it leads again when the other is gone", 30)
+    assert operator.process.poll() is None
+    world.create("after", script_job(1))
+    eventually(lambda: world.pods("after"), "it works")
 
 
 def test_a_standby_writes_nothing(world: World, operators: Operators) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime
 import json
@@ -13,7 +14,7 @@ import pytest
 from operator_cases import Scene, heard, manifest
 from trireme_api.protocol import AgentState, Progress
 from trireme_operator import certificates
-from trireme_operator.api import ApiError
+from trireme_operator.api import ApiError, once_reachable
 from trireme_operator.health import Health
 from trireme_operator.identity import Identity, Reviewer, identity_of
 from trireme_operator.leader import Leader, LeadershipLost
@@ -361,3 +362,22 @@ def test_each_part_of_a_recovery_is_observed_once() -> None:
         before = scene.job
     assert metrics.registry.get_sample_value("trireme_recovery_seconds_count", {"phase": "decide"}) == 1
     assert manifest()["kind"] == "TrainingJob"
+
+
+def test_an_operator_waits_for_an_api_server_that_is_away_and_not_for_one_that_refuses() -> None:
+    answers: list[object] = [ApiError(0, "connection refused"), ApiError(503, "starting"), "there"]
+    calls = 0
+
+    async def call() -> object:
+        nonlocal calls
+        calls += 1
+        answer = answers[calls - 1]
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    assert asyncio.run(once_reachable(call, pause=0.0)) == "there"
+    assert calls == 3
+    answers[:], calls = [ApiError(403, "forbidden")], 0
+    with pytest.raises(ApiError, match="forbidden"):
+        asyncio.run(once_reachable(call, pause=0.0))
