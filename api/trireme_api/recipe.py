@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from trireme_api.fewshot import FewShotSpec, tasks_of
+from trireme_api.masking import SHORTEST, MaskingSpec
 from trireme_api.quantity import parse_quantity
 from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
 
@@ -29,7 +30,8 @@ class DataSource(Spec):
 class DataSpec(Spec):
     sources: list[DataSource] = Field(min_length=1, max_length=256)
     sequence_length: PositiveInt = 2048
-    """Tokens per block; a block of the paper is this plus one (inputs and shifted targets)."""
+    """Tokens per block; a block of the paper is this plus one (inputs and shifted targets). With objective masked-lm the
+    first of them is the token that begins a block (`<s>`)."""
 
 
 class BatchSpec(Spec):
@@ -151,8 +153,11 @@ class UntilSpec(Spec):
 
 class Recipe(Spec):
     model: ModelSpec
-    objective: Literal["causal-lm", "few-shot"] = "causal-lm"
-    """few-shot: a task's embedding and the weights are optimised in turn (TAM, 2012.09543); see `fewShot`."""
+    objective: Literal["causal-lm", "masked-lm", "few-shot"] = "causal-lm"
+    """causal-lm: each token from those before it. masked-lm: hidden tokens from both sides, for models that see both;
+    see `masking`. few-shot: a task's embedding and the weights are optimised in turn (TAM, 2012.09543); see `fewShot`."""
+    masking: MaskingSpec | None = None
+    """Of the objective masked-lm alone; left out, its defaults."""
     few_shot: FewShotSpec | None = None
     """Of the objective few-shot alone; left out, its defaults."""
     data: DataSpec
@@ -198,6 +203,23 @@ class Recipe(Spec):
                 f"{self.batch.tokens} is not a multiple of {self.episodes.examples * self.data.sequence_length}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _masks_for_masked_lm(self) -> Recipe:
+        masked = self.objective == "masked-lm"
+        if self.masking is not None and not masked:
+            raise ValueError("masking goes with objective: masked-lm; set that, or remove masking")
+        if masked and self.data.sequence_length < SHORTEST:
+            raise ValueError(
+                f"data.sequenceLength must be at least {SHORTEST} with objective: masked-lm; "
+                f"got {self.data.sequence_length}"
+            )
+        return self
+
+    @property
+    def masks(self) -> MaskingSpec:
+        """`masking` with its defaults."""
+        return self.masking or MaskingSpec()
 
     @property
     def episodes(self) -> FewShotSpec:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from trireme_api.families import PRESETS, resolve
-from trireme_api.families.normformer import NormFormerConfig
+from trireme_api.families.normformer import NormFormerBlocks
 from trireme_api.recipe import ModelSpec
 from trireme_api.schema import InvalidSpec
 from trireme_trainer import families
@@ -73,10 +73,10 @@ def test_each_addition_alone_has_just_its_parameters(addition: str, value: bool 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
 def test_the_block_is_the_papers_equations(causal: bool) -> None:
     """Written out: x + LN(Concat(γ_h head_h) W_O), then λ ⊙ x + fc2(LN(gelu(fc1(LN(x)))))."""
-    config = PRESETS["normformer-tiny"].config
-    assert isinstance(config, NormFormerConfig)
+    config = PRESETS["normformer-tiny" if causal else "normformer-masked-tiny"].config
+    assert isinstance(config, NormFormerBlocks)
     torch.manual_seed(3)
-    block = normformer_block(config, causal=causal).eval()
+    block = normformer_block(config).eval()
     for name, parameter in block.named_parameters():
         nn.init.normal_(parameter, mean=float("norm.weight" in name or "scale" in name), std=0.2)
     x = torch.randn(2, 6, 64)

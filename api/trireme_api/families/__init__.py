@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from trireme_api.families import gpt, moe, normformer, opt, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
-from trireme_api.families.transformer import TransformerConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
 
@@ -83,7 +82,8 @@ def specify(config: ModelConfig) -> ModelSpec:
 
 
 def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
-    """Resolves the recipe's model and checks what depends on both: the sequence must fit the position table."""
+    """Resolves the recipe's model and checks what depends on both: the sequence must fit the position table, and
+    the objective what a token sees."""
     config = resolve(recipe.model, f"{path}model")
     if recipe.data.sequence_length > config.maximum_positions:
         raise InvalidSpec(
@@ -91,11 +91,18 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"must be at most {config.maximum_positions}, the positions of {recipe.model.preset}, got "
             f"{recipe.data.sequence_length}; or set {path}model.overrides.maximumPositions",
         )
-    if isinstance(config, TransformerConfig) and not config.causal:
+    if not config.causal and recipe.objective != "masked-lm":
         raise InvalidSpec(
-            f"{path}model.preset",
-            f"{recipe.model.preset} sees both sides of a token, so it cannot learn to tell the next one; objective "
-            "masked-lm is not there yet",
+            f"{path}objective",
+            f"must be masked-lm for {recipe.model.preset}, which sees both sides of a token, the next one included; "
+            f"got {recipe.objective}",
+        )
+    if config.causal and recipe.objective == "masked-lm":
+        both = ", ".join(preset.name for preset in PRESETS.values() if not preset.config.causal)
+        raise InvalidSpec(
+            f"{path}objective",
+            f"masked-lm needs a model that sees both sides of a token and {recipe.model.preset} does not; set "
+            f"causal-lm, or one of these as {path}model.preset: {both}",
         )
     if recipe.compile and isinstance(config, moe.MoeConfig) and config.capacity == "dropless":
         raise InvalidSpec(

@@ -44,6 +44,8 @@ class ModelConfig(Spec):
     """The numbers of one model; a family's subclass adds its own, and the arithmetic."""
 
     family: ClassVar[str]
+    causal: ClassVar[bool] = True
+    """Whether a token sees only itself and what precedes it."""
 
     vocabulary_size: PositiveInt
     maximum_positions: PositiveInt

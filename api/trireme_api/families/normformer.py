@@ -1,4 +1,4 @@
-"""NormFormer (arXiv 2110.09456): the fairseq-GPT decoder with more normalisation in each block.
+"""NormFormer (arXiv 2110.09456): the fairseq-GPT decoder with more normalisation in each block, and a masked model.
 
 Placement and initial values: fairseq modules/transformer_layer.py. Training settings: examples/normformer/train_lm.sh
 there, its README and the names of the authors' runs. The paper's text was only to be had second hand.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from trireme_api.families.base import Preset
+from pydantic import Field
+
+from trireme_api.families.base import Preset, PublishedRecipe
 from trireme_api.families.gpt import GptConfig, recipe
+from trireme_api.families.transformer import TransformerConfig
+from trireme_api.families.xlmr import XlmrConfig
 
 
-class NormFormerConfig(GptConfig):
+class NormFormerBlocks(TransformerConfig):
     """Each addition can be switched off; without any it is the pre-LN baseline, parameter by parameter."""
-
-    family: ClassVar[str] = "normformer"
 
     post_attention_norm: bool = True
     """LayerNorm on what attention gives, before it is added to the residual stream."""
@@ -42,6 +44,21 @@ class NormFormerConfig(GptConfig):
         return super().block_parameters() + self.extra_parameters()
 
 
+class NormFormerConfig(GptConfig, NormFormerBlocks):
+    family: ClassVar[str] = "normformer"
+
+
+class MaskedNormFormerConfig(XlmrConfig, NormFormerBlocks):
+    """A reconstruction. The paper trains masked models of RoBERTa's base shape; its text was not to be had, and the
+    authors' public code for them builds no head scale (fairseq, branch normformer2: `TransformerEncoderLayer`). Here:
+    the xlmr network, which is RoBERTa before its sub-layers' norms moved in front, with the additions in each block."""
+
+    family: ClassVar[str] = "normformer-masked"
+
+    vocabulary_size: int = Field(default=50265, ge=4)
+    """RoBERTa's dictionary."""
+
+
 _RUNS = "fairseq examples/normformer: train_lm.sh, README, run names (arXiv 2110.09456)"
 
 
@@ -59,6 +76,15 @@ def _preset(
 _TINY = NormFormerConfig(
     layers=2, width=64, heads=2, vocabulary_size=512, maximum_positions=256, residual_scale=True
 )
+_MASKED_TINY = MaskedNormFormerConfig(
+    layers=2, width=64, heads=2, vocabulary_size=512, maximum_positions=256, residual_scale=True
+)
+_MASKED_BATCH = 2048 * 512
+_MASKED_RECIPE = PublishedRecipe(
+    peak_learning_rate=1.0e-3, batch_tokens=_MASKED_BATCH, warmup_tokens=10_000 * _MASKED_BATCH,
+    decay_tokens=500_000 * _MASKED_BATCH, sequence_length=512, clip=0.0, betas=(0.9, 0.98), weight_decay=0.01,
+    final_fraction=0.0, source="chosen here: no source tells the masked runs' settings",
+)  # fmt: skip
 
 PRESETS = (
     Preset(
@@ -71,5 +97,12 @@ PRESETS = (
     _preset(
         "normformer-2.7b", 32, 2560, 32, 1, 6.0e-4, 375, activation="relu2",
         note="additions of the README; the run that was evaluated is named after inner norm and head scale alone",
+    ),
+    Preset("normformer-masked-tiny", _MASKED_TINY, _MASKED_RECIPE, "for tests; not a size of the paper"),
+    Preset(
+        "normformer-masked-125m",
+        MaskedNormFormerConfig(layers=12, width=768, heads=12, residual_scale=True),
+        _MASKED_RECIPE,
+        "RoBERTa's base shape; a reconstruction",
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -18,9 +18,6 @@ POSITION_OFFSET = PAD_TOKEN + 1
 
 class TransformerConfig(ModelConfig):
     """Blocks of self-attention and a feed-forward layer, all projections with biases, two LayerNorms a block."""
-
-    causal: ClassVar[bool] = True
-    """Whether a token sees only itself and what precedes it."""
 
     layers: PositiveInt
     width: PositiveInt

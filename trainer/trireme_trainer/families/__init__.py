@@ -5,7 +5,7 @@ from __future__ import annotations
 from trireme_api.families import ModelConfig
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.moe import MoeConfig
-from trireme_api.families.normformer import NormFormerConfig
+from trireme_api.families.normformer import MaskedNormFormerConfig, NormFormerConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
 from trireme_api.families.xlmr import XlmrConfig
@@ -13,7 +13,7 @@ from trireme_api.families.xlmr import XlmrConfig
 from trireme_trainer.families.base import Head, LanguageModel, Project
 from trireme_trainer.families.gpt import GptModel
 from trireme_trainer.families.moe import MoeModel
-from trireme_trainer.families.normformer import NormFormerModel
+from trireme_trainer.families.normformer import MaskedNormFormerModel, NormFormerModel
 from trireme_trainer.families.opt import OptModel
 from trireme_trainer.families.xglm import XglmModel
 from trireme_trainer.families.xlmr import XlmrModel
@@ -29,9 +29,11 @@ def build(config: ModelConfig) -> LanguageModel:
     match config:
         case OptConfig():
             return OptModel(config)
+        # Before their parents.
+        case MaskedNormFormerConfig():
+            return MaskedNormFormerModel(config)
         case XlmrConfig():
             return XlmrModel(config)
-        # Before their parent.
         case XglmConfig():
             return XglmModel(config)
         case MoeConfig():

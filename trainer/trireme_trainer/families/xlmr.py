@@ -27,20 +27,21 @@ class XlmrModel(LanguageModel):
         self.embed_positions = LearnedPositions(config.maximum_positions, d, POSITION_OFFSET)
         # Transformers keeps a table of segments with one row, fairseq none: zero at first, they are the same.
         self.embed_segments = nn.Embedding(1, d)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                d,
-                SelfAttention(d, config.heads, config.attention_dropout, causal=False),
-                FeedForward(d, config.feed_forward_width, "gelu"),
-                dropout=config.dropout,
-            )
-            for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(self.block(config, index) for index in range(config.layers))
         self.final_norm = nn.LayerNorm(d)
         self.head_dense = nn.Linear(d, d)
         self.head_norm = nn.LayerNorm(d)
         self.head_bias = nn.Parameter(self.embed_tokens.weight.new_empty(config.vocabulary_size))
         self._dropout, self._initial_std = config.dropout, config.initial_std
+
+    def block(self, config: XlmrConfig, index: int) -> nn.Module:
+        """Block `index`, from 0; what families that differ in their blocks alone replace."""
+        return TransformerBlock(
+            config.width,
+            SelfAttention(config.width, config.heads, config.attention_dropout, causal=False),
+            FeedForward(config.width, config.feed_forward_width, "gelu"),
+            dropout=config.dropout,
+        )
 
     def forward(self, tokens_BT: Tensor, head: Head | None = None, mask_BT: Tensor | None = None) -> Tensor:
         hidden = self.embed_tokens(tokens_BT) + self.embed_segments.weight[0]

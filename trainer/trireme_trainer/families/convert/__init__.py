@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from trireme_api.families import ModelConfig
+from trireme_api.families.normformer import MaskedNormFormerConfig
 from trireme_api.families.opt import OptConfig
 from trireme_api.families.xglm import XglmConfig
 from trireme_api.families.xlmr import XlmrConfig
@@ -40,6 +41,8 @@ def from_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[
 def config_to_hugging_face(config: ModelConfig, vocabulary_size: int | None = None) -> dict[str, Any]:
     """The contents of `config.json`. Raises ConversionError for a family that Transformers has no model for."""
     match config:
+        case MaskedNormFormerConfig():
+            raise _unknown(config)
         case OptConfig():
             return opt.config_to_hugging_face(config, vocabulary_size)
         case XglmConfig():
@@ -68,6 +71,8 @@ def config_from_hugging_face(data: Mapping[str, Any], pad_vocabulary_to: int = 8
 
 def _names(config: ModelConfig) -> Names:
     match config:
+        case MaskedNormFormerConfig():
+            raise _unknown(config)
         case OptConfig():
             return opt.NAMES
         case XglmConfig():
