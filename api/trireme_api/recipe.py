@@ -30,8 +30,8 @@ class DataSource(Spec):
 class DataSpec(Spec):
     sources: list[DataSource] = Field(min_length=1, max_length=256)
     sequence_length: PositiveInt = 2048
-    """Tokens per block; a block of the paper is this plus one (inputs and shifted targets). With objective masked-lm the
-    first of them is the token that begins a block (`<s>`)."""
+    """Tokens per block; a block of the paper is this plus one (inputs and shifted targets). With objective masked-lm
+    the first of them is the token that begins a block (`<s>`)."""
 
 
 class BatchSpec(Spec):
@@ -154,8 +154,9 @@ class UntilSpec(Spec):
 class Recipe(Spec):
     model: ModelSpec
     objective: Literal["causal-lm", "masked-lm", "few-shot"] = "causal-lm"
-    """causal-lm: each token from those before it. masked-lm: hidden tokens from both sides, for models that see both;
-    see `masking`. few-shot: a task's embedding and the weights are optimised in turn (TAM, 2012.09543); see `fewShot`."""
+    """causal-lm: each token from those before it. masked-lm: hidden tokens from both sides, for models that see both
+    (see `masking`). few-shot: a task's embedding and the weights are optimised in turn (TAM, 2012.09543; see
+    `fewShot`)."""
     masking: MaskingSpec | None = None
     """Of the objective masked-lm alone; left out, its defaults."""
     few_shot: FewShotSpec | None = None

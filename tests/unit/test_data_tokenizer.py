@@ -23,12 +23,15 @@ JSON = train(iter(TEXTS), 400)
 
 
 def test_special_tokens_have_opts_ids_and_bytes_follow() -> None:
-    vocabulary = json.loads(JSON)["model"]["vocab"]
+    trained = json.loads(JSON)
+    vocabulary = trained["model"]["vocab"]
     assert [vocabulary[t] for t in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
-    assert 260 < len(vocabulary) <= 400
+    assert 260 < len(vocabulary) < 400
+    last = trained["added_tokens"][-1]
+    assert (last["content"], last["id"], last["special"]) == ("<mask>", len(vocabulary), True)
     encoder = Encoder(JSON, "here")
-    assert (encoder.vocabulary, encoder.end_of_document, encoder.dtype) == (len(vocabulary), 2, "uint16")
+    assert (encoder.vocabulary, encoder.end_of_document, encoder.dtype) == (len(vocabulary) + 1, 2, "uint16")
 
 
 @settings(max_examples=100, deadline=None)
@@ -42,9 +45,10 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:
-    [ids] = Encoder(JSON, "here").encode(["<p>a</s><pad></p>"])
+    [ids] = Encoder(JSON, "here").encode(["<p>a</s><pad><mask></p>"])
     assert (ids[:-1] > 3).all()
-    assert Encoder(JSON, "here").decode(ids.tolist()) == "<p>a</s><pad></p>"
+    assert ids.max() < Encoder(JSON, "here").vocabulary - 1
+    assert Encoder(JSON, "here").decode(ids.tolist()) == "<p>a</s><pad><mask></p>"
 
 
 @settings(max_examples=100, deadline=None)
@@ -110,5 +114,5 @@ def test_what_is_no_tokenizer_is_named(text: str) -> None:
 
 
 def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:
-    with pytest.raises(DataError, match=r"--vocabulary 259: must be at least 260"):
-        train(iter(TEXTS), 259)
+    with pytest.raises(DataError, match=r"--vocabulary 260: must be at least 261"):
+        train(iter(TEXTS), 260)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 from trireme_api import families
 from trireme_api.families import PRESETS, check_recipe, resolve
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.memory import state_memory
 from trireme_api.families.moe import MoeConfig
+from trireme_api.families.normformer import NormFormerBlocks
 from trireme_api.families.opt import OptConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec
@@ -265,9 +268,42 @@ def test_a_sequence_longer_than_the_position_table_is_refused() -> None:
         check_recipe(_recipe("opt-tiny", 257))
 
 
-def test_a_model_that_sees_both_sides_does_not_learn_the_next_token() -> None:
-    with pytest.raises(InvalidSpec, match=r"^model\.preset: xlmr-tiny sees both sides"):
-        check_recipe(_recipe("xlmr-tiny", 64))
+def test_what_a_token_sees_decides_the_objective() -> None:
+    both = _recipe("xlmr-tiny", 64)
+    with pytest.raises(InvalidSpec, match=r"^objective: must be masked-lm for xlmr-tiny, .*; got causal-lm"):
+        check_recipe(both)
+    assert not check_recipe(both.model_copy(update={"objective": "masked-lm"})).causal
+    masked = _recipe("opt-tiny", 64).model_copy(update={"objective": "masked-lm"})
+    with pytest.raises(InvalidSpec, match=r"^spec\.objective: masked-lm needs .* opt-tiny does not; .*xlmr-xl"):
+        check_recipe(masked, "spec.")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"masking": {}}, "masking goes with objective: masked-lm"),
+        ({"objective": "masked-lm", "masking": {"random": 0.6, "keep": 0.5}}, "at most 1 together; got 0.6 and 0.5"),
+        ({"objective": "masked-lm", "masking": {"share": 0}}, "greater than 0"),
+        ({"objective": "masked-lm", "data": {"sources": [{"path": "x"}], "sequenceLength": 2}}, "at least 3"),
+        ({"objective": "masked-lm", "data": {"sources": [{"path": "tasks://transduction"}]}}, "shards, not tasks://"),
+    ],
+)
+def test_masking_that_cannot_be(change: dict[str, object], words: str) -> None:
+    recipe = {**_recipe("xlmr-tiny", 2).model_dump(by_alias=True, exclude_unset=True), **change}
+    recipe["batch"] = {"tokens": 2048}
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        Recipe.model_validate(recipe)
+
+
+def test_a_masked_normformer_adds_what_the_causal_one_does() -> None:
+    """And without additions it is XLM-R's network."""
+    off = {"postAttentionNorm": False, "headScale": "none", "innerNorm": False, "residualScale": False}
+    bare = resolve(ModelSpec(preset="normformer-masked-tiny", overrides=off))
+    assert bare.parameters() == PRESETS["xlmr-tiny"].config.parameters()
+    causal, masked = PRESETS["normformer-125m"].config, PRESETS["normformer-masked-125m"].config
+    assert isinstance(masked, NormFormerBlocks)
+    assert isinstance(causal, NormFormerBlocks)
+    assert masked.extra_parameters() == causal.extra_parameters() == (92_304 + 9_216) // 12
 
 
 class TestMemory:

@@ -265,7 +265,7 @@ def test_samples_are_valid_and_differ_in_name() -> None:
     jobs = list(samples())
     assert {job["metadata"]["name"] for job in jobs} == {
         "opt-8m", "opt-125m", "opt-1-3b", "ring", "normformer-125m", "normformer-tiny", "gpt-125m", "gpt-tiny",
-        "moe-15b", "moe-tiny", "xglm-564m", "xglm-tiny",
+        "moe-15b", "moe-tiny", "xglm-564m", "xglm-tiny", "xlmr-xl", "xlmr-tiny",
     }
     for job in jobs:
         parse_spec(job["spec"])
@@ -275,7 +275,7 @@ def test_samples_are_valid_and_differ_in_name() -> None:
 
 def test_gpu_samples_ask_for_gpus_and_say_how_nodes_talk() -> None:
     by_name = {job["metadata"]["name"]: job for job in samples()}
-    for name in ("opt-125m", "opt-1-3b", "normformer-125m"):
+    for name in ("opt-125m", "opt-1-3b", "normformer-125m", "xlmr-xl"):
         template = by_name[name]["spec"]["template"]
         assert template["resources"]["limits"]["nvidia.com/gpu"] == 8
         assert "sharedMemory" in template

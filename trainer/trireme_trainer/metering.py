@@ -51,6 +51,11 @@ class Arithmetic:
     @classmethod
     def of(cls, config: ModelConfig, recipe: Recipe, device: DevicePeak | None) -> Arithmetic:
         length = recipe.data.sequence_length
+        # Of a masked model's tokens, those alone that are predicted reach the output layer.
+        spared = 0.0
+        if recipe.objective == "masked-lm":
+            outer = config.forward_flops_per_token(length) - config.block_flops_per_token(length)
+            spared = 3 * outer * (1 - recipe.masks.places(length) / length)
         if recipe.objective == "few-shot":
             # Every token goes through the blocks once per pass, answers alone to the output layer: left out here.
             blocks = 3 * config.block_flops_per_token(length) * recipe.episodes.trained_share
@@ -59,11 +64,12 @@ class Arithmetic:
             again = config.recomputed_flops_per_token(length) if recipe.activation_checkpointing else 0.0
             return cls(blocks, blocks + again * recipe.episodes.passes, palm, known)
         return cls(
-            model=config.train_flops_per_token(length),
+            model=config.train_flops_per_token(length) - spared,
             hardware=config.hardware_flops_per_token(
                 length, activation_checkpointing=recipe.activation_checkpointing
-            ),
-            palm=config.palm_flops_per_token(length),
+            )
+            - spared,
+            palm=config.palm_flops_per_token(length) - spared,
             peak=device.of(recipe.precision) if device else None,
         )
 

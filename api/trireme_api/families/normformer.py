@@ -51,7 +51,7 @@ class NormFormerConfig(GptConfig, NormFormerBlocks):
 class MaskedNormFormerConfig(XlmrConfig, NormFormerBlocks):
     """A reconstruction. The paper trains masked models of RoBERTa's base shape; its text was not to be had, and the
     authors' public code for them builds no head scale (fairseq, branch normformer2: `TransformerEncoderLayer`). Here:
-    the xlmr network, which is RoBERTa before its sub-layers' norms moved in front, with the additions in each block."""
+    the xlmr network, RoBERTa's with the norms in front of the sub-layers, with the additions in each block."""
 
     family: ClassVar[str] = "normformer-masked"
 

@@ -134,6 +134,11 @@ class Mixture:
         return (source, *divmod(number, self._packed[source].blocks_per_epoch))
 
     @property
+    def directories(self) -> list[str]:
+        """By source: where its files are on this machine."""
+        return [corpus.directory for corpus in self._corpora]
+
+    @property
     def blocks_per_epoch(self) -> list[int]:
         """By source."""
         return [packed.blocks_per_epoch for packed in self._packed]

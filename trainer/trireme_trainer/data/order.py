@@ -38,13 +38,22 @@ def derive(*parts: int) -> int:
 
 def shuffled(count: int, key: int) -> NDArray[np.uint32]:
     """A permutation of range(count) [count], by sorting keyed hashes. Memory 12 bytes × count while it sorts."""
+    return np.argsort(_hashed(count, key), kind="stable").astype(np.uint32)
+
+
+def uniforms(count: int, key: int) -> NDArray[np.float64]:
+    """Numbers [count] spread evenly over [0, 1)."""
+    return (_hashed(count, key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _hashed(count: int, key: int) -> NDArray[np.uint64]:
     value = np.arange(count, dtype=np.uint64)
     value ^= np.uint64(key)
     value += np.uint64(_GOLDEN)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     value ^= value >> np.uint64(31)
-    return np.argsort(value, kind="stable").astype(np.uint32)
+    return value
 
 
 def permute(index: int, count: int, key: int) -> int:

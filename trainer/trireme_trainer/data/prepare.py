@@ -72,7 +72,7 @@ class Options:
             raise DataError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
         if self.tokenizer is None and self.vocabulary < tokenizer.MIN_VOCABULARY:
             raise DataError(
-                f"--vocabulary {self.vocabulary}: must be at least {tokenizer.MIN_VOCABULARY} (256 bytes and 4 special "
+                f"--vocabulary {self.vocabulary}: must be at least {tokenizer.MIN_VOCABULARY} (256 bytes and 5 special "
                 f"tokens)"
             )
         if self.separator == "":

@@ -13,7 +13,9 @@ from trireme_trainer.data.errors import DataError
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """Ids 0 to 3, as in OPT's vocabulary file."""
-MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256
+MASK_TOKEN = "<mask>"
+"""The last id, as there: what the objective masked-lm hides text behind."""
+MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1
 _END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _PIECE_CHARS = 1 << 18
 
@@ -25,18 +27,19 @@ def train(texts: Iterator[str], vocabulary: int) -> str:
     small to hold the 256 bytes and the special tokens.
     """
     if vocabulary < MIN_VOCABULARY:
-        raise DataError(f"--vocabulary {vocabulary}: must be at least {MIN_VOCABULARY} (256 bytes, 4 special tokens)")
+        raise DataError(f"--vocabulary {vocabulary}: must be at least {MIN_VOCABULARY} (256 bytes, 5 special tokens)")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary - 1,
         min_frequency=2,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([MASK_TOKEN])
     return tokenizer.to_str(pretty=False)
 
 

@@ -7,6 +7,7 @@ from trireme_api.recipe import Recipe
 
 from trireme_trainer.objectives.base import Objective
 from trireme_trainer.objectives.few_shot import FewShot
+from trireme_trainer.objectives.masked_lm import MaskedTokens
 from trireme_trainer.objectives.text import NextToken
 from trireme_trainer.parallel.world import World
 
@@ -17,4 +18,6 @@ def build_objective(recipe: Recipe, config: ModelConfig, world: World, compile_b
     """Opens what is trained on, too. Raises DataError where that cannot be."""
     if recipe.objective == "few-shot":
         return FewShot(recipe, config, world)
+    if recipe.objective == "masked-lm":
+        return MaskedTokens(recipe, config, compile_backend)
     return NextToken(recipe, config, compile_backend)

@@ -1,91 +1,19 @@
-"""Next-token prediction: cross-entropy summed over valid tokens, divided by those of the whole global step."""
+"""Next-token prediction: every position has a target, and its logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trireme_trainer.families import LanguageModel, Project
+from trireme_trainer.families import LanguageModel
+from trireme_trainer.objectives.cross_entropy import IGNORED, ChunkedCrossEntropy
 
-IGNORED = -100
-"""Target of a position that does not count."""
-CHUNK_BYTES = 1 << 29
-"""Of fp32 logits alive at once: 2,669 tokens at vocabulary 50,272. The rest of a micro-batch waits its turn."""
+__all__ = ["IGNORED", "CausalLM"]
 
 
-class CausalLM:
-    """Callable `(model, tokens_BT, targets_BT, valid) -> loss`, shape [], fp32.
-
-    The output layer and its cross-entropy are taken chunk by chunk over tokens, each chunk's backward pass run at
-    once: no more than one chunk of logits exists, and none is computed twice. This runs inside the model's forward
-    pass, while sharding holds the output layer's weights gathered. The returned loss must be back-propagated as it
-    is (gradient 1), once.
-    """
-
-    def __init__(
-        self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = CHUNK_BYTES
-    ) -> None:
-        self._chunk = max(1, chunk_bytes // (4 * vocabulary_size))
-        self._cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy
-        if compile_backend is not None:
-            self._cross_entropy = torch.compile(summed_cross_entropy, backend=compile_backend)
+class CausalLM(ChunkedCrossEntropy):
+    """Callable `(model, tokens_BT, targets_BT, valid) -> loss`, shape [], fp32."""
 
     def __call__(
         self, model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, valid: Tensor, scale: Tensor | None = None
     ) -> Tensor:
-        """`valid`: number of valid targets of the global step, shape [], at least 1. `scale`: [], of fp16 gradients
-        alone: the loss that is returned is without it, what its backward pass gives is with it."""
-
-        def head(hidden_BTD: Tensor, project: Project) -> Tensor:
-            hidden, targets = hidden_BTD.flatten(0, 1), targets_BT.flatten()
-            if not (torch.is_grad_enabled() and hidden.requires_grad):
-                with torch.no_grad():
-                    return self._sum(hidden, targets, project, valid, scale, backward=False)[0]
-            with torch.enable_grad():
-                loss, gradient = self._sum(hidden.detach(), targets, project, valid, scale, backward=True)
-            assert gradient is not None
-            out: Tensor = _Precomputed.apply(hidden, loss, gradient)  # type: ignore[no-untyped-call]
-            return out
-
-        out: Tensor = model(tokens_BT, head)
-        return out
-
-    def _sum(
-        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, scale: Tensor | None, *,
-        backward: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        gradients = []
-        chunks = zip(torch.split(hidden_ND, self._chunk), torch.split(targets_N, self._chunk), strict=True)
-        for hidden, targets in chunks:
-            part = hidden.detach().requires_grad_(backward)
-            loss = self._cross_entropy(project(part), targets) / valid
-            if backward:
-                (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
-                assert part.grad is not None
-                gradients.append(part.grad)
-            total += loss.detach()
-        return total, torch.cat(gradients) if backward else None
-
-
-def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """In fp32 whatever the logits are."""
-    return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
-
-
-class _Precomputed(torch.autograd.Function):
-    """A loss whose gradient with respect to `hidden` is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.clone()  # a view of an input would lose FSDP's hook
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient, None, None
+        return self.loss(model, tokens_BT, targets_BT.flatten(), valid, scale)
