@@ -14,6 +14,7 @@ from trireme_api.families.normformer import NormFormerBlocks
 from trireme_api.recipe import ModelSpec
 from trireme_api.schema import InvalidSpec
 from trireme_trainer import families
+from trireme_trainer.families.convert import ConversionError, config_to_hugging_face
 from trireme_trainer.families.normformer import normformer_block
 from trireme_trainer.layers.block import TransformerBlock
 from trireme_trainer.layers.init import full_value
@@ -117,6 +118,12 @@ def test_the_two_forms_of_head_scale_are_one_at_first_and_two_afterwards() -> No
 def test_additions_without_pre_norm_are_refused() -> None:
     with pytest.raises(ValueError, match="pre-LN"):
         TransformerBlock(64, nn.Identity(), nn.Identity(), dropout=0.0, pre_norm=False, residual_scale=True)
+
+
+def test_transformers_has_none_to_convert_to() -> None:
+    for name in ("normformer-tiny", "normformer-masked-tiny"):
+        with pytest.raises(ConversionError, match=r"^normformer.*: Transformers has no model of this family"):
+            config_to_hugging_face(PRESETS[name].config)
 
 
 def test_bad_head_scale_is_one_clear_line() -> None:
