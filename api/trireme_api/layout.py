@@ -40,6 +40,8 @@ def job_paths(spec: TrainingJobSpec) -> Iterator[tuple[str, str, bool]]:
     if spec.recipe is not None:
         for i, source in enumerate(spec.recipe.data.sources):
             yield f"spec.recipe.data.sources[{i}].path", source.path, False
+        for field, path in spec.recipe.evaluation.paths() if spec.recipe.evaluation else ():
+            yield f"spec.recipe.evaluation.{field}", path, False
     if spec.checkpoint is not None:
         yield "spec.checkpoint.uri", spec.checkpoint.uri, True
 

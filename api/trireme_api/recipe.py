@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trireme_api.evaluation import EvaluationSpec
 from trireme_api.fewshot import FewShotSpec, tasks_of
 from trireme_api.masking import SHORTEST, MaskingSpec
 from trireme_api.quantity import parse_quantity
@@ -174,6 +175,8 @@ class Recipe(Spec):
     compile: bool = False
     """torch.compile each block."""
     stability: StabilitySpec = StabilitySpec()
+    evaluation: EvaluationSpec | None = None
+    """Of the objective causal-lm alone; left out, nothing is evaluated."""
     until: UntilSpec
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Initial values are a function of (seed, parameter name), data order of (seed, global sample index)."""
@@ -215,6 +218,25 @@ class Recipe(Spec):
                 f"data.sequenceLength must be at least {SHORTEST} with objective: masked-lm; "
                 f"got {self.data.sequence_length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Recipe:
+        spec = self.evaluation
+        if spec is None:
+            return self
+        if self.objective != "causal-lm":
+            raise ValueError("evaluation goes with objective: causal-lm; set that, or remove evaluation")
+        if min(spec.shots) < 0:
+            raise ValueError(f"evaluation.shots: must be 0 or more; got {min(spec.shots)}")
+        if not (spec.held_out or spec.sources or spec.tasks):
+            raise ValueError("evaluation: nothing to evaluate; give sources or tasks, or leave heldOut true")
+        trained = {source.path for source in self.data.sources}
+        for i, source in enumerate(spec.sources):
+            if source.split == "train" and source.path in trained:
+                raise ValueError(
+                    f"evaluation.sources[{i}]: {source.path!r} is trained on; give split: valid, or another directory"
+                )
         return self
 
     @property

@@ -156,7 +156,13 @@ def _local_paths(recipe: Recipe, root: Path | None, claims: Mapping[str, Path]) 
     for i, source in enumerate(recipe.data.sources):
         where = _absolute(source.path, f"data.sources[{i}].path", root or Path(), claims)
         sources.append(source.model_copy(update={"path": where}))
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+    changes: dict[str, Any] = {"data": recipe.data.model_copy(update={"sources": sources})}
+    if (spec := recipe.evaluation) is not None:
+        here = [_absolute(path, f"evaluation.{field}", root or Path(), claims) for field, path in spec.paths()]
+        count = len(spec.sources)
+        texts = [s.model_copy(update={"path": p}) for s, p in zip(spec.sources, here[:count], strict=True)]
+        changes["evaluation"] = spec.model_copy(update={"sources": texts, "tasks": here[count:]})
+    return recipe.model_copy(update=changes)
 
 
 def _checkpoint(

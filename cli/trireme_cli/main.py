@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("trireme_cli.validate:validate", "Check a TrainingJob or recipe without running it."),
     "run": ("trireme_cli.run:run", "Train a recipe on this machine, without a cluster."),
     "checkpoints": ("trireme_cli.checkpoints:checkpoints", "List and verify the checkpoints of a job or directory."),
+    "evaluate": ("trireme_cli.evaluate:evaluate", "Held-out perplexity and tasks of a checkpoint or model."),
     "convert": ("trireme_cli.convert:convert", "To and from Hugging Face Transformers."),
 }
 

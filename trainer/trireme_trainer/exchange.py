@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,35 @@ def to_hugging_face(
     """
     if output.exists() and any(output.iterdir()):
         raise ConversionError(f"{output}: is not empty; name a directory that is, or is not there yet")
-    store = CheckpointStore(uri)
-    config = _described(store, step)
-    if vocabulary_size is not None and not 0 < vocabulary_size <= config.vocabulary_size:
-        raise ConversionError(f"--vocabulary: must be 1 to {config.vocabulary_size}, the rows of the token table")
-    weights = _empty_weights(config)
-    loaded = load_newest(store, Ranks(), flatten({"model": weights}), strict=False, at_most=step)
-    if loaded is None or (step is not None and loaded.step != step):
-        raise CheckpointError(f"{store.files.path('')}: the checkpoint of step {step} is not usable")
+    config, loaded_step, weights = read_checkpoint(uri, step, lambda found: _check_rows(found, vocabulary_size))
     cast = {name: weight.to(dtype) for name, weight in weights.items()}
     files = directory.save(output, config, cast, vocabulary_size=vocabulary_size)
     if tokenizer is not None:
         files += _save_tokenizer(tokenizer, output)
-    return Exchange(config, loaded.step, config.parameters().total, tuple(str(file) for file in files))
+    return Exchange(config, loaded_step, config.parameters().total, tuple(str(file) for file in files))
+
+
+def read_checkpoint(
+    uri: str, step: int | None = None, check: Callable[[ModelConfig], None] = lambda _: None
+) -> tuple[ModelConfig, int, dict[str, Tensor]]:
+    """(model, step, whole fp32 weights) of the newest good checkpoint under `uri`, or of the one of `step`. Takes no
+    fence. `check` may refuse the model before its weights are read.
+
+    Raises CheckpointError, ConversionError.
+    """
+    store = CheckpointStore(uri)
+    config = _described(store, step)
+    check(config)
+    weights = _empty_weights(config)
+    loaded = load_newest(store, Ranks(), flatten({"model": weights}), strict=False, at_most=step)
+    if loaded is None or (step is not None and loaded.step != step):
+        raise CheckpointError(f"{store.files.path('')}: the checkpoint of step {step} is not usable")
+    return config, loaded.step, weights
+
+
+def _check_rows(config: ModelConfig, vocabulary_size: int | None) -> None:
+    if vocabulary_size is not None and not 0 < vocabulary_size <= config.vocabulary_size:
+        raise ConversionError(f"--vocabulary: must be 1 to {config.vocabulary_size}, the rows of the token table")
 
 
 def from_hugging_face(source: Path, uri: str, pad_vocabulary_to: int = 8) -> Exchange:

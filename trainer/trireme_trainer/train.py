@@ -115,7 +115,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             if objective.due(done, last):
                 with pulse.ledger.during("eval"):
                     pulse.beat("eval")
-                    reporter.event("evaluation", step=done, **objective.evaluate(model))
+                    told = objective.evaluate(model, lambda: pulse.beat("eval"))
+                    reporter.event("evaluation", step=done, **told)
                 pulse.beat("step", step=done)
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)

@@ -91,6 +91,18 @@ class Documents:
         offset = start - int(self._shard_tokens[shard])
         return self._shards[shard][offset + begin : offset + end]
 
+    def stream(self, count: int) -> NDArray[np.int64]:
+        """The first `count` tokens of the split, in its own order. Raises DataError for a damaged shard."""
+        parts, left = [], count
+        for shard in self._shards:
+            parts.append(np.asarray(shard[:left], dtype=np.int64))
+            left -= len(parts[-1])
+            if left <= 0:
+                break
+        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        self.check_range(tokens)
+        return tokens
+
     def check_range(self, block: NDArray[np.int64]) -> None:
         """A flipped bit can make an id no embedding has; on a GPU that aborts without a name, so refuse it here."""
         if len(block) and int(block.max()) >= self.vocabulary:

@@ -20,4 +20,4 @@ def build_objective(recipe: Recipe, config: ModelConfig, world: World, compile_b
         return FewShot(recipe, config, world)
     if recipe.objective == "masked-lm":
         return MaskedTokens(recipe, config, compile_backend)
-    return NextToken(recipe, config, compile_backend)
+    return NextToken(recipe, config, world, compile_backend)

@@ -62,6 +62,6 @@ class Objective(ABC):
         """Whether `evaluate` has something to tell after `step` steps."""
         return False
 
-    def evaluate(self, model: LanguageModel) -> dict[str, Any]:
-        """Figures for the step log. Collective."""
+    def evaluate(self, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Any]:
+        """Figures for the step log. Collective. `alive` is called now and then, for the hang watch."""
         return {}

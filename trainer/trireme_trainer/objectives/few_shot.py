@@ -93,7 +93,7 @@ class FewShot(Objective):
         every = self._spec.evaluate_every
         return last or (every is not None and step % every == 0)
 
-    def evaluate(self, model: LanguageModel) -> dict[str, Any]:
+    def evaluate(self, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Any]:
         """Answers to queries of held-out tasks by number of examples adapted with, tasks dealt to ranks in turn: every
         rank makes as many passes, and a task of padding counts nothing."""
         spec, samples, world = self._spec, self.samples, self._world
@@ -101,6 +101,7 @@ class FewShot(Objective):
         rounds = -(-len(samples.held_out) // world.size)
         was, _ = model.training, model.eval()
         for number in range(rounds):
+            alive()
             place = number * world.size + world.rank
             task = samples.held_out[place % len(samples.held_out)]
             begin = self.embeddings.unseen(task, samples.trained)

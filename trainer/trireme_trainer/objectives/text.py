@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from trireme_api.families import ModelConfig
@@ -10,19 +12,25 @@ from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches, TextBatches
 from trireme_trainer.data.mixture import Mixture
+from trireme_trainer.evaluation.training import during_training, lines
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
+from trireme_trainer.parallel.world import World
+
+log = logging.getLogger(__name__)
 
 
 class NextToken(Objective):
     """Cross-entropy of the next token over the blocks of a mixture."""
 
-    def __init__(self, recipe: Recipe, config: ModelConfig, compile_backend: str | None) -> None:
+    def __init__(self, recipe: Recipe, config: ModelConfig, world: World, compile_backend: str | None) -> None:
         self._recipe = recipe
+        self._world = world
         self._loss = CausalLM(config.vocabulary_size, compile_backend=compile_backend)
         self.samples: Mixture = Mixture.from_recipe(recipe)
+        self._suite = during_training(recipe, config, self.samples.directories) if recipe.evaluation else None
 
     def batches(self, rank: int, world: int, pin_memory: bool) -> Batches:
         return TextBatches(self.samples, self._recipe, rank, world, pin_memory)
@@ -36,3 +44,16 @@ class NextToken(Objective):
         loss = self._loss(model, batch.tokens, batch.targets, valid, scale)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def due(self, step: int, last: bool) -> bool:
+        spec = self._recipe.evaluation
+        return spec is not None and (last or (spec.every_steps is not None and step % spec.every_steps == 0))
+
+    def evaluate(self, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Any]:
+        """Held-out perplexity and tasks, dealt to all ranks."""
+        if self._suite is None:
+            return {}
+        found = self._suite.run(model, self._world, lambda *_: alive())
+        for line in lines(found):
+            log.info("evaluation: %s", line)
+        return found

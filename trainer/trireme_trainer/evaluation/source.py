@@ -1,0 +1,50 @@
+"""A model to evaluate, whole, in this process: of a committed checkpoint or a Transformers directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from trireme_api.families import ModelConfig
+
+from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.evaluation.errors import EvaluationError
+from trireme_trainer.exchange import read_checkpoint
+from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.families.convert import directory
+
+
+@dataclass(frozen=True)
+class Source:
+    model: LanguageModel
+    config: ModelConfig
+    step: int | None
+    """Of a checkpoint."""
+    encoder: Encoder | None
+
+
+def load(
+    where: str, step: int | None, tokenizer: Path | None, dtype: torch.dtype, device: torch.device
+) -> Source:
+    """Raises CheckpointError, ConversionError, DataError, OSError. A checkpoint takes no fence: its job may be
+    running."""
+    path = Path(where)
+    loaded_step = None
+    if (path / "config.json").is_file():
+        if step is not None:
+            raise EvaluationError(f"{where}: --step is of checkpoints, this is a Transformers directory; leave it out")
+        # Rows that only pad the table would take a share of the probability.
+        config, weights = directory.load(path, pad_vocabulary_to=1)
+        if tokenizer is None and (path / "tokenizer.json").is_file():
+            tokenizer = path / "tokenizer.json"
+    else:
+        config, loaded_step, weights = read_checkpoint(where, step)
+    if not config.causal:
+        raise EvaluationError(f"{where}: {config.family} sees both sides of a token; only causal models are evaluated")
+    with torch.device("meta"):
+        model = build(config)
+    weights = {name: weight.to(device=device, dtype=dtype) for name, weight in weights.items()}
+    model.load_state_dict(weights, assign=True)
+    encoder = Encoder(tokenizer.read_text(encoding="utf-8"), str(tokenizer)) if tokenizer else None
+    return Source(model, config, loaded_step, encoder)

@@ -1,0 +1,61 @@
+"""Evaluation at intervals of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trireme_api.evaluation import HeldOutSource
+from trireme_api.families import ModelConfig
+from trireme_api.recipe import Recipe
+
+from trireme_trainer.data.manifest import TOKENIZER, read_manifest
+from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.evaluation.errors import EvaluationError
+from trireme_trainer.evaluation.suite import Suite
+
+
+def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[str]) -> Suite:
+    """`directories`: of data.sources on this machine. Sources that hold nothing out are left out, as long as there is
+    something to evaluate. Raises DataError."""
+    spec = recipe.evaluation
+    assert spec is not None
+    own = []
+    if spec.held_out:
+        for source, directory in zip(recipe.data.sources, directories, strict=True):
+            if read_manifest(directory).valid.tokens > 1:
+                name = source.path.rstrip("/").rpartition("/")[2][:63] or None
+                language = getattr(source, "language", None)
+                own.append(HeldOutSource(path=directory, name=name, language=language))
+    if not (own or spec.sources or spec.tasks):
+        raise EvaluationError(
+            "evaluation.heldOut: none of data.sources holds anything out; prepare them with --valid-fraction above 0, "
+            "or give evaluation.sources or evaluation.tasks"
+        )
+    path = Path(directories[0]) / TOKENIZER
+    encoder = Encoder(path.read_text(encoding="utf-8"), str(path), None)
+    whole = spec.model_copy(update={"sources": [*own, *spec.sources]})
+    return Suite(whole, recipe.data.sequence_length, config.vocabulary_size, recipe.seed, encoder)
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The figures for a person."""
+    for text in found["heldOut"]:
+        name = text["source"] or f"all of language {text['language']}"
+        size = f"{text['bitsPerByte']:.4f} bits per byte, {text['tokens']:,} tokens"
+        yield f"{name}: perplexity {_number(text['perplexity'])}, {size}"
+    for task in found["tasks"]:
+        about = f"{task['task']}, {task['shots']} shots, {task['examples']:,} examples"
+        if "exact" in task:
+            yield f"{about}: exact {task['exact']:.4f} ± {task['standardError']:.4f}"
+        else:
+            both = task["accuracy"]
+            yield (
+                f"{about}: accuracy {both['sum']:.4f} ± {task['standardError']:.4f} "
+                f"(mean per token {both['mean']:.4f}, chance {task['chance']:.4f})"
+            )
+
+
+def _number(value: float | None) -> str:
+    return "beyond measure" if value is None else f"{value:,.3f}"
