@@ -1,4 +1,4 @@
-"""How a model is evaluated: held-out text, and tasks answered by likelihood. In a recipe, and behind `trireme evaluate`."""
+"""How a model is evaluated: held-out text, and tasks answered by likelihood. In a recipe, and of the command line."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ class _CheckpointProblem(click.ClickException):
     exit_code = int(ExitCode.CHECKPOINT_IO)
 
 
-class _Source(click.ParamType):
+class _Source(click.ParamType[HeldOutSource]):
     """DIR, or LANGUAGE=DIR."""
 
     name = "[LANGUAGE=]DIR"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> HeldOutSource:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HeldOutSource:
         if isinstance(value, HeldOutSource):
             return value
         language, equals, path = value.partition("=")
@@ -40,7 +40,7 @@ class _Source(click.ParamType):
 
 @click.command()
 @click.argument("model")
-@click.option("--data", "sources", type=_Source(), multiple=True, help="Prepared text to measure perplexity on. Repeatable.")
+@click.option("--data", "sources", type=_Source(), multiple=True, help="Prepared text for perplexity. Repeatable.")
 @click.option("--split", type=click.Choice(["valid", "train"]), default="valid", show_default=True, help="Of --data.")
 @click.option("--tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens of each --data.")
 @click.option("--task", "tasks", multiple=True, metavar="FILE", help="A task file (docs/evaluation.md). Repeatable.")
@@ -49,7 +49,7 @@ class _Source(click.ParamType):
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="What they are drawn by.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N examples of each task.")
 @click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step. Left out: the newest good one.")
-@click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="Left out: MODEL's, or that of --data.")
+@click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="Left out: MODEL's or --data's.")
 @click.option("--length", type=click.IntRange(min=1), help="Tokens seen at once. Left out: the model's positions.")
 @click.option("--sequences", type=click.IntRange(min=1), default=8, show_default=True, help="At once.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp32", show_default=True, help="To compute in.")
@@ -100,7 +100,7 @@ def evaluate(
         most = loaded.config.maximum_positions
         if length is not None and length > most:
             raise EvaluationError(f"--length {length}: the model has {most} positions; give at most that")
-        suite = Suite(spec, length or most, loaded.config.vocabulary_size, seed, loaded.encoder, where="--")
+        suite = Suite(spec, length or most, loaded.config.vocabulary_size, seed, loaded.encoder, command=True)
         with _progress_bar() as (progress, _):
             found = suite.run(loaded.model, World(0, 1, 0, 1, device), progress)
     except CheckpointError as error:

@@ -47,7 +47,7 @@ def open_text(
     windows = [
         Request(stream[i : i + length + 1], min(length, total - 1 - i)) for i in range(0, total - 1, length)
     ]
-    label = name or os.path.basename(where.rstrip("/")) or where
+    label = name or os.path.basename(corpus.directory.rstrip("/"))
     return Text(label, language, tuple(windows), part.bytes / part.tokens)
 
 

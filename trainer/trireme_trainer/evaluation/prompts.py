@@ -48,7 +48,7 @@ class Round:
 def check_shots(task: Task, shots: int, where: str) -> None:
     there = len(task.demonstrations) - task.own
     if shots > there:
-        raise EvaluationError(f"{where}: {shots} shots, but there are {there} demonstrations; ask for fewer or add some")
+        raise EvaluationError(f"{where}: {shots} shots of {there} demonstrations; ask for fewer or add some")
 
 
 def drawn(task: Task, number: int, shots: int, key: int) -> list[int]:

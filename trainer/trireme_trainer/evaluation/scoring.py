@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from trireme_trainer.families import LanguageModel, Project
-from trireme_trainer.objectives.cross_entropy import CHUNK_BYTES
 from trireme_trainer.parallel.world import World
 
+CHUNK_BYTES = 1 << 29
+"""Of fp32 logits alive at once, as in training."""
 Told = Callable[[int, int], None]
 """(batches done, batches in all), of this rank."""
 
@@ -98,7 +99,7 @@ def _token_scores(model: LanguageModel, tokens_BT: Tensor, places_N: Tensor, tar
     def head(hidden_BTD: Tensor, project: Project) -> Tensor:
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, places_N)
         parts = []
-        for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
+        for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True):
             logits = project(hidden).float()
             likelihood = -F.cross_entropy(logits, targets, reduction="none")
             parts.append(torch.stack([likelihood, (logits.argmax(dim=1) == targets).float()], dim=1))

@@ -7,6 +7,7 @@ from typing import Any
 
 from trireme_api.evaluation import EvaluationSpec
 
+from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.remote import local_copy
 from trireme_trainer.data.shards import Corpus
 from trireme_trainer.data.tokenizer import Encoder
@@ -29,26 +30,28 @@ class Suite:
 
     def __init__(
         self, spec: EvaluationSpec, length: int, vocabulary: int, seed: int, encoder: Encoder | None = None,
-        where: str = "evaluation.",
+        command: bool = False,
     ) -> None:  # fmt: skip
-        """`encoder`: of the model; left out: that of the first source. `where`: before fields in errors."""
+        """`encoder`: of the model; left out: that of the first source. `command`: errors name
+        options of the command line, not fields of a recipe."""
+        data, shots_field = ("--data", "--shots") if command else ("evaluation.sources[{}].path", "evaluation.shots")
         self._spec = spec
         self._length = length
         self._seed = seed
         self._texts: list[Text] = []
         for i, source in enumerate(spec.sources):
-            field = f"{where}sources[{i}].path: {source.path}"
+            field = f"{data.format(i)}: {source.path}"
             try:
                 corpus = Corpus(local_copy(source.path))
-            except StorageError as error:
-                raise EvaluationError(f"{where}sources[{i}].path: {error}") from None
+            except (DataError, StorageError) as error:
+                raise EvaluationError(f"{data.format(i)}: {error}") from None
             encoder = _same(encoder, corpus, field)
             if corpus.manifest.vocabulary > vocabulary:
                 raise EvaluationError(
                     f"{field}: tokenised with {corpus.manifest.vocabulary} entries, the model has {vocabulary}; "
                     "prepare it with the tokenizer that the model was trained with"
                 )
-            text = open_text(corpus, source.path, source.split, length, spec.tokens, source.name, source.language)
+            text = open_text(corpus, field, source.split, length, spec.tokens, source.name, source.language)
             self._texts.append(text)
         if not spec.tasks:
             self._rounds: list[list[tuple[Round, list[Request], int]]] = []
@@ -64,7 +67,7 @@ class Suite:
         for path in spec.tasks:
             task = read_task(path)
             for shots in spec.shots:
-                check_shots(task, shots, f"{where}shots: {path}")
+                check_shots(task, shots, f"{shots_field}: {path}")
                 draws = []
                 for draw in range(spec.seeds if shots else 1):
                     one = Round(task, shots, draw, spec.limit)

@@ -35,8 +35,8 @@ class TaskSpec(Spec):
     continuation: str = Field(min_length=1)
     """Template of what is scored after it."""
     choices: list[str] | str | None = None
-    """Templates of the answers to choose from, or the field of an example that lists them. Left out: a cloze task, whose
-    only continuation is to be the model's most likely one."""
+    """Templates of the answers to choose from, or the field of an example that lists them. Left out: a cloze task,
+    whose only continuation is to be the model's most likely one."""
     answer: str | None = None
     """The field that tells the right choice: its place from 0, one of `labels`, or its text."""
     labels: list[str | int] | None = None
