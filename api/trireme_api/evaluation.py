@@ -34,15 +34,15 @@ class EvaluationSpec(Spec):
     """Task files (docs/evaluation.md): pvc://claim/file, or a local path under `trireme run`."""
     shots: list[int] = Field(default=[0], min_length=1, max_length=16)
     """Numbers of solved examples put before the one that is asked."""
-    seeds: PositiveInt = 1
-    """Draws of those examples; figures are means over them (XGLM, 2112.10668: 5)."""
+    draws: PositiveInt = 1
+    """Times those examples are drawn; figures are means over them (XGLM, 2112.10668: 5)."""
     limit: PositiveInt | None = None
     """At most so many examples of each task, its first ones; left out: all."""
     document_start: bool = True
     """What is scored begins with the end-of-document token, as documents do in training. False: only where it would
     otherwise have no context at all."""
-    sequences: PositiveInt = 8
-    """Sequences that one rank takes through the model at once."""
+    sequences: PositiveInt | None = None
+    """Sequences that one rank takes through the model at once; left out: batch.micro."""
 
     def paths(self) -> Iterator[tuple[str, str]]:
         """(field, path) of all that is read."""

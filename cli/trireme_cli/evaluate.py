@@ -51,7 +51,7 @@ class _Source(click.ParamType[HeldOutSource]):
 @click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step. Left out: the newest good one.")
 @click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="Left out: MODEL's or --data's.")
 @click.option("--length", type=click.IntRange(min=1), help="Tokens seen at once. Left out: the model's positions.")
-@click.option("--sequences", type=click.IntRange(min=1), default=8, show_default=True, help="At once.")
+@click.option("--sequences", type=click.IntRange(min=1), default=8, show_default=True, help="Computed at once.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="fp32", show_default=True, help="To compute in.")
 @click.option("--no-document-start", is_flag=True, help="No end-of-document token before a task's context.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -91,7 +91,7 @@ def evaluate(
 
     spec = EvaluationSpec(
         sources=[s.model_copy(update={"split": split}) for s in sources], tasks=list(tasks),
-        shots=list(dict.fromkeys(shots)), seeds=draws, document_start=not no_document_start, **numbers,
+        shots=list(dict.fromkeys(shots)), draws=draws, document_start=not no_document_start, **numbers,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()

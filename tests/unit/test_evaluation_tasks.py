@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trireme_api.job import parse_spec
+from trireme_api.layout import claims
 from trireme_api.recipe import Recipe
 from trireme_trainer.data import tokenizer
 from trireme_trainer.data.tokenizer import Encoder
@@ -150,3 +152,12 @@ RECIPE = {
 def test_bad_recipes_are_refused(evaluation: dict, more: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Recipe.model_validate({**RECIPE, **more, "evaluation": evaluation})
+
+
+def test_what_is_read_is_mounted_in_pods() -> None:
+    recipe = {
+        **RECIPE, "data": {"sources": [{"path": "pvc://corpus/en"}], "sequenceLength": 32},
+        "evaluation": {"sources": [{"path": "pvc://held-out/sw"}], "tasks": ["pvc://tasks/copa.yaml"]},
+    }  # fmt: skip
+    spec = parse_spec({"recipe": recipe, "replicas": {"desired": 1}, "checkpoint": {"uri": "pvc://kept/run"}})
+    assert claims(spec) == {"corpus": False, "held-out": False, "tasks": False, "kept": True}

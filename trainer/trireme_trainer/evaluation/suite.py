@@ -69,7 +69,7 @@ class Suite:
             for shots in spec.shots:
                 check_shots(task, shots, f"{shots_field}: {path}")
                 draws = []
-                for draw in range(spec.seeds if shots else 1):
+                for draw in range(spec.draws if shots else 1):
                     one = Round(task, shots, draw, spec.limit)
                     draws.append((one, *encode(one.texts(seed), encoder, length, spec.document_start)))
                 self._rounds.append(draws)
@@ -79,7 +79,7 @@ class Suite:
 
         def scores(what: str, requests: Sequence[Request]) -> list[Any]:
             told = lambda done, total: progress(what, done, total)  # noqa: E731
-            return score(model, requests, world, self._spec.sequences, told)
+            return score(model, requests, world, self._spec.sequences or 1, told)
 
         heldout = figures(self._texts, [scores(text.name, text.windows) for text in self._texts])
         rows = []

@@ -34,8 +34,9 @@ def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[s
             "or give evaluation.sources or evaluation.tasks"
         )
     path = Path(directories[0]) / TOKENIZER
-    encoder = Encoder(path.read_text(encoding="utf-8"), str(path), None)
-    whole = spec.model_copy(update={"sources": [*own, *spec.sources]})
+    encoder = Encoder(path.read_text(encoding="utf-8"), str(path))
+    sequences = spec.sequences or recipe.batch.micro
+    whole = spec.model_copy(update={"sources": [*own, *spec.sources], "sequences": sequences})
     return Suite(whole, recipe.data.sequence_length, config.vocabulary_size, recipe.seed, encoder)
 
 
