@@ -32,7 +32,9 @@ def assert_same_training(gang: Gang, plain: Training) -> None:
     Key biases are left out. Softmax does not see them: their gradient is zero in mathematics and rounding noise in a
     computer, which AdamW, dividing it by its own size, turns into steps of any direction. And where a pre-activation
     is zero to rounding, one summation order has ReLU's gradient at 1 and another at 0; a unit that was active for few
-    tokens feels it. So one weight in a thousand may differ more, by no more than a tenth of the learning rate.
+    tokens feels it in its whole row of fc1, which is 64 weights. How many units that happens to is the data's choice
+    (none to three of 512 for the texts tried), so one weight in two hundred may differ more, by no more than a tenth
+    of the learning rate: a rank or a micro-batch left out moves nearly every weight by more.
     """
     assert relative_difference(gang.losses(), plain.losses) <= 1e-6
     assert relative_difference(gang.column("gradNorm"), plain.norms) <= 1e-4
@@ -41,7 +43,7 @@ def assert_same_training(gang: Gang, plain: Training) -> None:
     names = [name for name in plain.weights if not name.endswith("k_proj.bias")]
     difference = torch.cat([(saved[name] - plain.weights[name]).abs().flatten() for name in names])
     assert bool(torch.isfinite(difference).all())
-    assert float((difference > 1e-6).float().mean()) <= 1e-3
+    assert float((difference > 1e-6).float().mean()) <= 5e-3
     assert float(difference.max()) <= 0.1 * gang.recipe["optimizer"]["learningRate"]
 
 
