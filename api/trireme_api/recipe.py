@@ -10,7 +10,7 @@ from trireme_api.evaluation import EvaluationSpec
 from trireme_api.fewshot import FewShotSpec, tasks_of
 from trireme_api.masking import SHORTEST, MaskingSpec
 from trireme_api.quantity import parse_quantity
-from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
+from trireme_api.schema import Fraction, InvalidSpec, PositiveFloat, PositiveInt, Spec
 
 
 class ModelSpec(Spec):
@@ -90,6 +90,10 @@ class ParallelismSpec(Spec):
     """Gradients of a step's micro-batches, §3.3.4. communicate: reduced after each, so that only shards are kept.
     local: kept whole on every rank and reduced after the last. auto: local for grad-op; communicate for full; for
     hybrid inside a group after each and between groups after the last."""
+    expert: PositiveInt = 1
+    """Ranks that share out the experts of each mixture, consecutive ones: each keeps experts / N of them, tokens travel
+    to their experts and back. Divides the experts, and the ranks of every size the gang may have. All other weights
+    stay sharded over all of these ranks."""
     prefetch: PrefetchSpec = PrefetchSpec()
     log_collectives: bool = False
     """The collectives of the first step in their order go to the step log, and must be the same on every rank."""
@@ -97,6 +101,15 @@ class ParallelismSpec(Spec):
     @property
     def reshards_after_forward(self) -> bool:
         return self.shard != "grad-op" if self.reshard_after_forward is None else self.reshard_after_forward
+
+    def check_ranks(self, ranks: int, path: str = "") -> None:
+        """Raises InvalidSpec where so many ranks cannot be arranged. `path` is where the recipe stands in the YAML."""
+        if ranks % self.expert:
+            fitting = max(n for n in range(1, self.expert + 1) if ranks % n == 0 and self.expert % n == 0)
+            raise InvalidSpec(
+                f"{path}parallelism.expert",
+                f"{self.expert} does not divide {ranks} ranks; start a multiple of {self.expert}, or set {fitting}",
+            )
 
 
 class LossScaleSpec(Spec):

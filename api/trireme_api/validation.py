@@ -7,6 +7,7 @@ so that nothing here may rely on the server having looked.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def check_spec(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
     yield from _paths(spec)
     yield from _resources(spec)
     yield from _sizes(spec)
+    yield from _expert_ranks(spec)
     for i, mount in enumerate(spec.template.volume_mounts):
         if any(mount.mount_path == at or mount.mount_path.startswith(at + "/") for at in RESERVED_MOUNTS):
             yield InvalidSpec(
@@ -119,6 +121,26 @@ def _sizes(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
                 " or raise recipe.batch.tokens",
             )
             return
+
+
+def _expert_ranks(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
+    """At every size that the gang may have the ranks must be whole groups of `parallelism.expert`."""
+    if spec.recipe is None:
+        return
+    try:
+        ranks = procs_per_node(spec)
+    except ValueError:
+        return  # told with the resources
+    expert, replicas = spec.recipe.parallelism.expert, spec.replicas
+    sizes = replicas.allowed or range(replicas.least, replicas.desired + 1)
+    wrong = [nodes for nodes in sizes if nodes * ranks % expert]
+    if wrong:
+        step = expert // math.gcd(expert, ranks)
+        yield InvalidSpec(
+            "spec.recipe.parallelism.expert",
+            f"{expert} does not divide {wrong[0] * ranks} ranks, the gang of {wrong[0]} nodes that spec.replicas has; "
+            f"set spec.replicas.allowed to multiples of {step}",
+        )
 
 
 def _paths(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:

@@ -51,6 +51,7 @@ class Plan:
 def plan_recipe(path: Path, options: Options, inherited: Mapping[str, str]) -> Plan:
     """Raises InvalidSpec naming the field or option."""
     recipe, checkpoint = read_recipe(path)
+    recipe.parallelism.check_ranks(options.nproc)
     name = _job_name(path.stem)
     directory = (options.directory or Path("trireme-run") / name).absolute()
     claims = dict(options.claims or {})

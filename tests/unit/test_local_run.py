@@ -91,6 +91,12 @@ def recipe_file(folder: Path, data: Any) -> Path:
     return path
 
 
+def test_ranks_that_the_recipe_cannot_arrange_are_refused_before_any_starts(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, {**RECIPE, "parallelism": {"expert": 2}})
+    with pytest.raises(InvalidSpec, match=r"parallelism.expert: 2 does not divide 3 ranks; start a multiple of 2"):
+        plan_recipe(path, Options(nproc=3), {})
+
+
 def test_a_recipe_becomes_the_environment_of_the_agent(tmp_path: Path) -> None:
     options = Options(nproc=2, data_root=tmp_path / "data", directory=tmp_path / "out", every=5)
     inherited = {"PATH": "/bin", "TRIREME_ATTEMPT": "3"}

@@ -47,6 +47,7 @@ def main() -> int:
         settings = Settings.from_environment()
         # Before torch is imported: a recipe that cannot work is refused within a second.
         check_recipe(settings.recipe)
+        settings.recipe.parallelism.check_ranks(settings.world_size)
         for name, value in RUNTIME.items():
             os.environ.setdefault(name, value)
         from trireme_trainer.train import train

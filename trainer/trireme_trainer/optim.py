@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from trireme_api.recipe import OptimizerSpec
 
 
 class Optimizer:
-    """`torch.optim.AdamW`, one group: OPT decays every parameter (metaseq has no exclusion list).
+    """`torch.optim.AdamW`, the same for all: OPT decays every parameter (metaseq has no exclusion list).
 
     Its state exists from the start, so that a checkpoint can be loaded into it before the first step.
     """
@@ -20,9 +22,10 @@ class Optimizer:
         self._names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         parameters = list(self._names.values())
         self._parameters = parameters
+        self._meshes = _by_mesh(parameters)
         self._clip = spec.clip
         self._adamw = torch.optim.AdamW(
-            parameters,
+            [{"params": alike} for alike in self._meshes.values()],
             lr=spec.learning_rate,
             betas=spec.betas,
             eps=spec.eps,
@@ -43,11 +46,10 @@ class Optimizer:
         if loss_scale is not None:
             inverse = loss_scale.reciprocal().to(torch.float32)
             torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], inverse)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = _total_norm(gradients, list(self._meshes))
         if self._clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+            for alike in self._meshes.values():
+                torch.nn.utils.clip_grads_with_norm_(alike, self._clip, norm)
         return norm
 
     def step(self, learning_rate: float, skip: Tensor) -> None:
@@ -80,3 +82,24 @@ class Optimizer:
         """Takes over what loading could not write in place."""
         for parameter in self._parameters:
             self._adamw.state[parameter]["step"].copy_(state["step"])
+
+
+def _by_mesh(parameters: list[nn.Parameter]) -> dict[DeviceMesh | None, list[nn.Parameter]]:
+    """One operation on many sharded tensors takes those of one mesh; experts may have one of their own."""
+    found: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return found
+
+
+def _total_norm(gradients: list[Tensor], meshes: list[DeviceMesh | None]) -> Tensor:
+    """[], equal on all ranks."""
+    if len(meshes) == 1:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # Whatever their mesh, all are cut over the same ranks: one dimension of the mesh with the fewest.
+    shards = min((mesh for mesh in meshes if mesh is not None), key=lambda mesh: mesh.ndim)["shard"]
+    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    square = torch.nn.utils.get_total_norm(parts).square()
+    dist.all_reduce(square, group=shards.get_group())
+    return square.sqrt()

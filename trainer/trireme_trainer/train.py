@@ -33,7 +33,7 @@ from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, NonFinite, Stopped
 from trireme_trainer.pace import Pace
 from trireme_trainer.parallel.collectives import CollectiveLog
-from trireme_trainer.parallel.mesh import build_mesh
+from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, groups
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
@@ -66,7 +66,8 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         mesh = build_mesh(recipe.parallelism, world)
         with torch.device("meta"):
             model = build(config)
-        shard_model(model, recipe, mesh, world.device, settings.compile_backend)
+        expert_mesh = build_expert_mesh(recipe.parallelism, world)
+        shard_model(model, recipe, mesh, world.device, settings.compile_backend, expert_mesh)
         logged = recipe.parallelism.log_collectives
         collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
         optimizer = Optimizer(model, recipe.optimizer)
@@ -108,7 +109,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
                 if collectives:
                     check_order(collectives, done, reporter)
-                world.limit_waiting(settings.step_timeout, [mesh.get_group(name) for name in mesh.mesh_dim_names or ()])
+                world.limit_waiting(settings.step_timeout, groups(mesh, expert_mesh))
             if not last:
                 saver.after_step(done, reporter)
             saver.poll(reporter)

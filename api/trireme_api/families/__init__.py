@@ -109,7 +109,27 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}compile",
             f"not with dropless experts, whose shapes follow the data; set {path}model.overrides.capacity: limited",
         )
+    _check_experts(recipe, config, path)
     return config
+
+
+def _check_experts(recipe: Recipe, config: ModelConfig, path: str) -> None:
+    ranks = recipe.parallelism.expert
+    if ranks == 1:
+        return
+    experts = getattr(config, "experts", None)
+    if experts is None:
+        mixed = ", ".join(preset.name for preset in PRESETS.values() if hasattr(preset.config, "experts"))
+        raise InvalidSpec(
+            f"{path}parallelism.expert",
+            f"must be 1 for {recipe.model.preset}, which has no experts; those with: {mixed}",
+        )
+    if experts % ranks:
+        raise InvalidSpec(
+            f"{path}parallelism.expert",
+            f"must divide the {experts} experts of {recipe.model.preset}, got {ranks}; set a divisor, or another "
+            f"{path}model.overrides.experts",
+        )
 
 
 def parameters(config: ModelConfig) -> ParameterCount:

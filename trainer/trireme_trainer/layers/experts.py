@@ -4,8 +4,8 @@ F inner width, E experts, K choices, C slots."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,25 @@ from trireme_trainer.layers.feed_forward import Activation, activate
 from trireme_trainer.layers.routing import Routing, top_2
 
 
+class Exchange(Protocol):
+    """Brings rows to the ranks that have their experts, and the results back. Each call is one for all these ranks."""
+
+    def own(self, weight: Tensor) -> Tensor:
+        """This rank's part of a weight, differentiable: its first dimension is the experts that are here."""
+
+    def slotted(self, rows_ECD: Tensor, run: Callable[[Tensor], Tensor], *, alike: bool) -> Tensor:
+        """`run` takes the rows of the experts that are here, in the places they have on their own ranks, one rank after
+        the other. `alike`: C is the same on all ranks, which then need not ask each other. Returns ECD."""
+
+    def grouped(self, rows_ND: Tensor, counts: list[int], run: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
+        """The same for rows sorted by expert, `counts` for each of all experts. Returns ND."""
+
+
 class Experts(nn.Module):
     """E feed-forward layers side by side: weights have the expert as their first dimension."""
+
+    exchange: Exchange | None = None
+    """Set where other ranks have some of the experts; then all of them call this module, equally often."""
 
     def __init__(
         self, experts: int, width: int, inner_width: int, activation: Activation, gradient_scale: float
@@ -30,12 +47,22 @@ class Experts(nn.Module):
         self.fc2_bias = nn.Parameter(torch.empty(experts, width))
 
     def forward(self, rows_ECD: Tensor) -> Tensor:
+        if self.exchange is None:
+            return self._slots(rows_ECD)
+        return self.exchange.slotted(rows_ECD, self._slots, alike=self.training)
+
+    def grouped(self, rows_ND: Tensor, counts: list[int]) -> Tensor:
+        """Rows sorted by expert, `counts` for each, any number. Returns ND."""
+        if self.exchange is None:
+            return self._groups(rows_ND, counts)
+        return self.exchange.grouped(rows_ND, counts, self._groups)
+
+    def _slots(self, rows_ECD: Tensor) -> Tensor:
         fc1, bias1, fc2, bias2 = self._weights()
         inner = activate(torch.baddbmm(bias1[:, None], rows_ECD, fc1.transpose(1, 2)), self.activation)
         return torch.baddbmm(bias2[:, None], inner, fc2.transpose(1, 2))
 
-    def grouped(self, rows_ND: Tensor, counts: list[int]) -> Tensor:
-        """Rows sorted by expert, `counts` for each, any number. Returns ND."""
+    def _groups(self, rows_ND: Tensor, counts: list[int]) -> Tensor:
         each = (weight.unbind() for weight in self._weights())
         parts = []
         for rows, fc1, bias1, fc2, bias2 in zip(torch.split(rows_ND, counts), *each, strict=True):
@@ -44,11 +71,10 @@ class Experts(nn.Module):
         return torch.cat(parts)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scaled = (
-            scale_gradient(w, self.gradient_scale)
-            for w in (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        )
-        fc1, bias1, fc2, bias2 = scaled
+        weights: list[Tensor] = [self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias]
+        if self.exchange is not None:
+            weights = [self.exchange.own(weight) for weight in weights]
+        fc1, bias1, fc2, bias2 = (scale_gradient(weight, self.gradient_scale) for weight in weights)
         return fc1, bias1, fc2, bias2
 
 

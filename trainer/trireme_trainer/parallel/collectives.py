@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
-Operation = Literal["all-gather", "reduce-scatter", "all-reduce"]
+from trireme_trainer.layers.experts import Experts
+from trireme_trainer.parallel.experts import AllToAll
+
+Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Collective:
     unit: str
     """Name of the FSDP unit in the model; "root" for what lies outside the blocks."""
     elements: int
-    """Of the whole, unsharded buffer, padding included; for an all-reduce those of one shard."""
+    """Of the whole, unsharded buffer, padding included; for an all-reduce those of one shard; for an all-to-all those
+    this rank sends, or 0 where each sends as many as it has."""
     dtype: str
 
     def __str__(self) -> str:
@@ -45,15 +49,18 @@ class CollectiveLog:
             if not isinstance(module, FSDPModule):
                 continue
             unit = name or "root"
+            if isinstance(module, Experts) and isinstance(module.exchange, AllToAll):
+                module.exchange.watch = _Exchanged(self, unit)
             module.set_custom_all_gather(_LoggedAllGather(self, unit))
             module.set_custom_reduce_scatter(_LoggedReduceScatter(self, unit))
             if replicated:
                 module.set_all_reduce_hook(_AllReduced(self, unit))
 
-    def add(self, operation: Operation, unit: str, buffer: Tensor) -> None:
+    def add(self, operation: Operation, unit: str, buffer: Tensor, alike: bool = True) -> None:
+        """`alike`: all ranks have a buffer of this size."""
         if self._open:
             dtype = str(buffer.dtype).removeprefix("torch.")
-            self.entries.append(Collective(operation, unit, buffer.numel(), dtype))
+            self.entries.append(Collective(operation, unit, buffer.numel() if alike else 0, dtype))
 
     def clear(self) -> None:
         self.entries.clear()
@@ -105,3 +112,14 @@ class _AllReduced:
 
     def __call__(self, reduced: Tensor) -> None:
         self._log.add("all-reduce", self._unit, reduced)
+
+
+class _Exchanged:
+    """Experts call it before they exchange rows."""
+
+    def __init__(self, log: CollectiveLog, unit: str) -> None:
+        self._log = log
+        self._unit = unit
+
+    def __call__(self, rows: Tensor, alike: bool) -> None:
+        self._log.add("all-to-all", self._unit, rows, alike)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from trireme_api.recipe import ParallelismSpec
 
@@ -16,12 +17,14 @@ def shard_group_size(spec: ParallelismSpec, world_size: int, local_world_size: i
     """Ranks that one copy of the model is spread over.
 
     For `hybrid` the wish (`shardSize`, or the ranks of a node) is rounded up to a divisor of the world size: a gang
-    that came back smaller still runs, and no rank ever holds more than was asked for.
+    that came back smaller still runs, and no rank ever holds more than was asked for. It is a multiple of
+    `spec.expert`, which divides the world size (`ParallelismSpec.check_ranks`).
     """
     if spec.shard != "hybrid":
         return world_size
     wish = min(spec.shard_size or local_world_size, world_size)
-    return next(size for size in range(wish, world_size + 1) if world_size % size == 0)
+    sizes = range(wish, world_size + 1)
+    return next(size for size in sizes if world_size % size == 0 and size % spec.expert == 0)
 
 
 def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
@@ -32,3 +35,21 @@ def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
         log.warning("parallelism.shardSize %d: groups of %d, for %d ranks", spec.shard_size, size, world.size)
     shape = (world.size // size, size)
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def build_expert_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh | None:
+    """The same ranks with those that share out the experts apart, consecutive ones, so that tokens stay in a node where
+    they can. FSDP takes what is left of a shard group. None without expert parallelism."""
+    if spec.expert == 1:
+        return None
+    size = shard_group_size(spec, world.size, world.local_size)
+    shape: tuple[int, ...] = (size // spec.expert, spec.expert)
+    names: tuple[str, ...] = ("shard", "expert")
+    if spec.shard == "hybrid":
+        shape, names = (world.size // size, *shape), ("replicate", *names)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+
+
+def groups(*meshes: DeviceMesh | None) -> list[ProcessGroup]:
+    """Of every dimension of the meshes that are there."""
+    return [mesh.get_group(name) for mesh in meshes if mesh is not None for name in mesh.mesh_dim_names or ()]

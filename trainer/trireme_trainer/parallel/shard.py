@@ -12,29 +12,43 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.layers.experts import Experts
+from trireme_trainer.parallel.experts import shard_dimension, spread_experts
 from trireme_trainer.parallel.prefetch import set_prefetch
 
 
 def shard_model(
-    model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str
-) -> None:
-    """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards."""
+    model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str,
+    expert_mesh: DeviceMesh | None = None,
+) -> None:  # fmt: skip
+    """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards.
+
+    With `expert_mesh` (see `build_expert_mesh`) the experts of each mixture are a unit of their own, spread over its
+    dimension "expert" and by FSDP over the others.
+    """
     blocks: Sequence[nn.Module] = list(model.blocks)
+    if expert_mesh is not None:
+        for experts in experts_of(model):
+            spread_experts(experts, expert_mesh["expert"])
     if recipe.activation_checkpointing:
         for block in blocks:
             # On the bound method, not by a wrapper module: parameter names, and checkpoints with them, stay.
             block.forward = _recomputing(block.forward)
     if recipe.compile:
         for block in blocks:
-            block.compile(backend=compile_backend, fullgraph=True)
+            for part in _compilable(block):
+                part.compile(backend=compile_backend, fullgraph=True)
     reshard = recipe.parallelism.reshards_after_forward
     policy = _precision(recipe)
-    units = [fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard) for block in blocks]
+    units: list[list[FSDPModule]] = []
+    for block in blocks:
+        inner = [_shard_experts(experts, expert_mesh, policy, reshard) for experts in experts_of(block) if expert_mesh]
+        units.append([fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard), *inner])
     # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
     root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     set_prefetch(root, units, recipe.parallelism.prefetch)
@@ -43,6 +57,30 @@ def shard_model(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     model.to_empty(device=device)
+
+
+def experts_of(module: nn.Module) -> list[Experts]:
+    return [part for part in module.modules() if isinstance(part, Experts)]
+
+
+def _shard_experts(
+    experts: Experts, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard: bool
+) -> FSDPModule:
+    names = tuple(name for name in mesh.mesh_dim_names or () if name != "expert")
+    ranks = mesh["shard"].size()
+    unit = fully_shard(
+        experts, mesh=mesh[names], mp_policy=policy, reshard_after_forward=reshard,
+        shard_placement_fn=lambda weight: shard_dimension(weight, ranks),
+    )  # fmt: skip
+    register_fsdp_forward_method(experts, "grouped")
+    return unit
+
+
+def _compilable(block: nn.Module) -> list[nn.Module]:
+    """The block; or, as no unit of FSDP can be inside one graph, its layers without experts that are one."""
+    if not any(experts.exchange for experts in experts_of(block)):
+        return [block]
+    return [layer for layer in block.children() if list(layer.children()) and not experts_of(layer)]
 
 
 class Accumulation:
