@@ -1,8 +1,8 @@
 """A mixture of experts that grows by splitting one of them, without a change of what it computes (gMoE, 2106.09563).
 
-An expert becomes a branch: copies of it under a new random softmax gate. The copies are equal and a gate's shares sum to
-one, so outputs stay; the gate's shares differ by input, so the copies drift apart from the next step on. Splits nest:
-the result is a tree whose gates multiply.
+An expert becomes a branch: copies of it under a new random softmax gate. The copies are equal and a gate's shares sum
+to one, so outputs stay; the gate's shares differ by input, so the copies drift apart from the next step on. Splits
+nest: the result is a tree whose gates multiply.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class Branch(nn.Module):
 
     def shares(self, x: Tensor) -> Tensor:
         """[..., features] → [..., experts]."""
-        return self.gate(x).softmax(-1)
+        logits: Tensor = self.gate(x)
+        return logits.softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         shares = self.shares(x)
         # Not a product of matrices: mixing is then no FLOP of the model's, as in its closed form.
-        return sum(shares[..., k, None] * expert(x) for k, expert in enumerate(self.experts))  # type: ignore[return-value]
+        out: Tensor = sum(shares[..., k, None] * expert(x) for k, expert in enumerate(self.experts))
+        return out
 
 
 class Mixture(nn.Module):

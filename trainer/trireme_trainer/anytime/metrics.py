@@ -65,4 +65,4 @@ def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(inputs)
     model.train(was)
-    return counter.get_total_flops() / len(inputs)
+    return float(counter.get_total_flops()) / len(inputs)

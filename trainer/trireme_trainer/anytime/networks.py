@@ -8,9 +8,7 @@ from torch import nn
 from trireme_trainer.anytime.growth import Mixture
 
 
-def perceptron(
-    inputs: int, width: int, classes: int, random: torch.Generator, *, grows: bool = False
-) -> nn.Sequential:
+def perceptron(inputs: int, width: int, classes: int, random: torch.Generator, *, grows: bool = False) -> nn.Sequential:
     """Two hidden layers of `width` with ReLU. `grows` makes each of them a Mixture; the initial function is the same.
 
     Initial values: those of nn.Linear, drawn from `random`.

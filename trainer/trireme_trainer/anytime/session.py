@@ -1,4 +1,4 @@
-"""One training session: from the model before, a fresh optimiser, the best epoch by the validation rows (2106.09563)."""
+"""One training session: the model before, a fresh optimiser, the best epoch by the validation rows (2106.09563)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fit:
         for _ in range(self.epochs):
             model.train()
             order = torch.randperm(len(train), generator=generator)
-            for rows in order.split(self.batch):
+            for rows in torch.split(order, self.batch):
                 chosen = train.rows(rows)
                 loss = F.cross_entropy(model(chosen.inputs).flatten(0, -2), chosen.targets.flatten())
                 optimizer.zero_grad(set_to_none=True)
