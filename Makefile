@@ -56,6 +56,10 @@ demo: venv ## train OPT-8M on the local cluster, kill a rank, watch it continue 
 bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever device is here
 	@$(PY) benchmarks/train/compare.py $(ARGS)
 
+.PHONY: bench-alma
+bench-alma: venv ## ALMA in miniature: error against waiting time, growth; ARGS=--quick for under a minute
+	@$(PY) benchmarks/papers/alma/run.py $(ARGS)
+
 .PHONY: chaos chaos-local
 N ?= 5
 chaos: venv ## break a job on the local cluster in every way, N=5 times each; table in docs/chaos.md
