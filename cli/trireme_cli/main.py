@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("trireme_cli.run:run", "Train a recipe on this machine, without a cluster."),
     "checkpoints": ("trireme_cli.checkpoints:checkpoints", "List and verify the checkpoints of a job or directory."),
     "evaluate": ("trireme_cli.evaluate:evaluate", "Held-out perplexity and tasks of a checkpoint or model."),
+    "grow": ("trireme_cli.grow:grow", "Split experts of a growing model between two sessions."),
     "convert": ("trireme_cli.convert:convert", "To and from Hugging Face Transformers."),
 }
 

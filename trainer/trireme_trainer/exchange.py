@@ -68,7 +68,7 @@ def read_checkpoint(
     Raises CheckpointError, ConversionError.
     """
     store = CheckpointStore(uri)
-    config = _described(store, step)
+    config = describe(store, step)
     check(config)
     weights = _empty_weights(config)
     loaded = load_newest(store, Ranks(), flatten({"model": weights}), strict=False, at_most=step)
@@ -117,7 +117,8 @@ def _meta(config: ModelConfig, source: Path) -> dict[str, Any]:
     }
 
 
-def _described(store: CheckpointStore, step: int | None) -> ModelConfig:
+def describe(store: CheckpointStore, step: int | None) -> ModelConfig:
+    """The model of the newest checkpoint, or of the one of `step`. Raises CheckpointError, ConversionError."""
     where = store.files.path("")
     candidates = [c for c in store.candidates() if step is None or c.step == step] if store.exists() else []
     if not candidates:

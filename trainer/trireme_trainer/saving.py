@@ -301,6 +301,8 @@ def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig,
             f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "
             "position in the data would move; restore it, or use another checkpoint.uri"
         )
+    if "grown" in meta:
+        return  # the first of a new session: its data are those of another mega-batch
     moved = samples.changes_since(meta.get("data", {}))
     if moved:
         raise BadData(

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gpt, moe, normformer, opt, xglm, xlmr
+from trireme_api.families import gpt, growing, moe, normformer, opt, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
@@ -23,7 +23,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer)
+_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer, growing)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trireme_api.families import ModelConfig
 from trireme_api.families.gpt import GptConfig
+from trireme_api.families.growing import GrowingConfig
 from trireme_api.families.moe import MoeConfig
 from trireme_api.families.normformer import MaskedNormFormerConfig, NormFormerConfig
 from trireme_api.families.opt import OptConfig
@@ -12,6 +13,7 @@ from trireme_api.families.xlmr import XlmrConfig
 
 from trireme_trainer.families.base import Head, LanguageModel, Project
 from trireme_trainer.families.gpt import GptModel
+from trireme_trainer.families.growing import GrowingModel
 from trireme_trainer.families.moe import MoeModel
 from trireme_trainer.families.normformer import MaskedNormFormerModel, NormFormerModel
 from trireme_trainer.families.opt import OptModel
@@ -40,6 +42,8 @@ def build(config: ModelConfig) -> LanguageModel:
             return MoeModel(config)
         case NormFormerConfig():
             return NormFormerModel(config)
+        case GrowingConfig():
+            return GrowingModel(config)
         case GptConfig():
             return GptModel(config)
     raise TypeError(f"no family builds {type(config).__name__}")
