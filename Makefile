@@ -56,9 +56,12 @@ demo: venv ## train OPT-8M on the local cluster, kill a rank, watch it continue 
 bench: venv ## training benchmarks beside Hugging Face Accelerate on whatever device is here
 	@$(PY) benchmarks/train/compare.py $(ARGS)
 
-.PHONY: bench-alma
+.PHONY: bench-alma bench-alma-lm
 bench-alma: venv ## ALMA in miniature: error against waiting time, growth; ARGS=--quick for under a minute
 	@$(PY) benchmarks/papers/alma/run.py $(ARGS)
+
+bench-alma-lm: venv ## the same of language models that grow; ARGS=--quick for seconds
+	@$(PY) benchmarks/papers/alma/language.py $(ARGS)
 
 .PHONY: chaos chaos-local
 N ?= 5

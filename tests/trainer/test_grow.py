@@ -198,6 +198,10 @@ def test_what_cannot_grow_is_refused(
     empty = run(session.checkpoints, tmp_path / "out", "--data", corpus)
     assert empty.exit_code == ExitCode.BAD_DATA
     assert "no held-out block" in empty.output
+    absent = run(session.checkpoints, tmp_path / "out", "--data", tmp_path / "nowhere")
+    assert absent.exit_code == ExitCode.BAD_DATA
+    assert "--data: " in absent.output
+    assert "no such directory" in absent.output
     opt = Gang(tmp_path / "opt", make_recipe(mega_batches[0], steps=1)).run()
     other = run(opt.checkpoints, tmp_path / "out", *data)
     assert other.exit_code == ExitCode.BAD_DATA

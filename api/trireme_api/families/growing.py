@@ -7,6 +7,7 @@ of the released vision code (`Finetune_Grow`): the most used expert of each laye
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -49,6 +50,12 @@ class GrowingConfig(GptConfig):
         if not self.splits:
             return [()] * self.layers
         return [tuple(int(expert) for expert in tree.split(",")) for tree in self.splits.split(";")]
+
+    def split(self, chosen: Sequence[int]) -> GrowingConfig:
+        """Grown once more, by the expert `chosen` in each layer."""
+        grown = [(*tree, expert) for tree, expert in zip(self.trees(), chosen, strict=True)]
+        splits = ";".join(",".join(str(expert) for expert in tree) for tree in grown)
+        return GrowingConfig.model_validate({**self.model_dump(), "splits": splits})
 
     @property
     def growths(self) -> int:

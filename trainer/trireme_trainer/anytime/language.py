@@ -7,7 +7,7 @@ In this process alone, whole: memory for the model before and after with both mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,8 @@ def grow_checkpoint(
     if int(tokens_BT.max()) >= config.vocabulary_size:
         raise GrowthError(f"{data}: has token {int(tokens_BT.max())}, the model {config.vocabulary_size} entries")
     used = usage(model, tokens_BT)
-    chosen = tuple(max(range(len(shares)), key=lambda expert, s=shares: s[expert]) for shares in used)  # type: ignore[misc]
-    trees = [(*tree, expert) for tree, expert in zip(config.trees(), chosen, strict=True)]
-    splits = ";".join(",".join(str(expert) for expert in tree) for tree in trees)
-    after = GrowingConfig.model_validate({**config.model_dump(), "splits": splits})
+    chosen = most_used(used)
+    after = config.split(chosen)
     bigger = _model(after)
     made = {name: w.detach() for name, w in weights.items()}
     grown_weights = divide(made, chosen, bigger, seed)
@@ -144,9 +142,17 @@ def usage(model: LanguageModel, tokens_BT: Tensor) -> list[list[float]]:
     return [found[number] for number in range(len(layers))]
 
 
+def most_used(shares: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """By layer: the expert with the greatest share; the first of equals."""
+    return tuple(layer.index(max(layer)) for layer in shares)
+
+
 def held_out(data: str, length: int, blocks: int) -> Tensor:
     """[blocks at most, length] token numbers, evenly from the held-out split. Raises DataError where that has none."""
-    kept = Mixture([DataSource(path=data)], length, seed=1).valid_blocks()
+    try:
+        kept = Mixture([DataSource(path=data)], length, seed=1).valid_blocks()
+    except DataError as error:
+        raise DataError(str(error).replace("data.sources[0].path", "--data", 1)) from None
     if not len(kept):
         raise DataError(f"{data}: no held-out block of {length + 1} tokens; prepare more text, or give --length")
     taken = min(blocks, len(kept))
