@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from trireme_api.carbon.policy import CarbonPolicy as CarbonPolicy
+from trireme_api.carbon.policy import CarbonStatus as CarbonStatus
+from trireme_api.carbon.policy import EnergyStatus as EnergyStatus
 from trireme_api.failures import DEFAULT_LADDER as DEFAULT_LADDER
 from trireme_api.failures import FailurePolicy as FailurePolicy
 from trireme_api.failures import FailureRule as FailureRule
@@ -20,7 +23,7 @@ from trireme_api.ledger import GoodputStatus
 from trireme_api.protocol import Cause
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.replicas import Replicas
-from trireme_api.schema import InvalidSpec, PositiveFloat, PositiveInt, Spec, Status, problems
+from trireme_api.schema import InvalidSpec, PositiveInt, Spec, Status, problems
 from trireme_api.template import PodTemplate
 
 GROUP = "trireme.dev"
@@ -60,17 +63,6 @@ class SchedulingPolicy(Spec):
     gang: Literal["builtin", "none"] = "builtin"
     """builtin: all pods of the gang are created or none, first come first served by priority."""
     priority_class_name: str | None = Field(default=None, max_length=253)
-
-
-class CarbonPolicy(Spec):
-    zone: str | None = Field(default=None, max_length=32)
-    """Country of the grid (ISO 3166 alpha-2) for the average intensity of the shipped table."""
-    grams_per_kilowatt_hour: float | None = Field(default=None, ge=0, le=2000)
-    """Overrides the table."""
-    pue: float = Field(default=1.1, ge=1.0, le=5.0)
-    """Power usage effectiveness of the building; 1.1 as in Sustainable AI (2111.00364)."""
-    cpu_watts_per_core: PositiveFloat = 7.5
-    """Declared model used where no counter can be read; a reading made with it is labelled `declared`."""
 
 
 class TrainingJobSpec(Spec):
@@ -237,24 +229,6 @@ class AvoidedNode(Status):
     name: str
     until: str
     reason: str = ""
-
-
-class EnergyStatus(Status):
-    joules: float = 0.0
-    source: str = "missing"
-    """nvml | nvml-power | rapl | declared | missing; the weakest of the components that have a number."""
-    by_pod: dict[str, float] = Field(default_factory=dict)
-    """Joules of each live pod, so that a counter is added once; ended pods are in joules only."""
-
-
-class CarbonStatus(Status):
-    grams: float | None = None
-    """Operational CO2e: energy × PUE × grid intensity; absent where the intensity or the energy is not known."""
-    grams_per_kilowatt_hour: float | None = None
-    pue: float | None = None
-    source: str | None = None
-    summary: str | None = None
-    """For the printer column, with its unit."""
 
 
 class ReplicaStatus(Status):

@@ -132,16 +132,8 @@ def carbon_status(spec: TrainingJobSpec, joules: float | None) -> CarbonStatus:
         grams_per_kilowatt_hour=grid.grams_per_kilowatt_hour,
         pue=policy.pue,
         source=grid.source,
-        summary=None if grams is None else mass(grams),
+        summary=None if grams is None else carbon.mass(grams),
     )
-
-
-def mass(grams: float) -> str:
-    """Grams for people: 0.42g, 3.1kg, 74.8t."""
-    for unit, size in (("t", 1e6), ("kg", 1e3)):
-        if grams >= size:
-            return f"{grams / size:.3g}{unit}"
-    return f"{grams:.3g}g"
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -9,7 +9,7 @@ from operator_cases import NOW, Scene, heard
 from trireme_api import carbon
 from trireme_api.job import ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState, CheckpointRef, EnergyReading, Progress
-from trireme_operator.accounting import best_step, mass, weakest
+from trireme_operator.accounting import best_step, weakest
 from trireme_operator.assignments import Crew
 from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.conditions import condition, enter
@@ -90,32 +90,11 @@ def test_a_sum_is_as_good_as_its_weakest_part(sources: list[str], worst: str) ->
     assert weakest({str(i): EnergyReading(1.0, source) for i, source in enumerate(sources)}) == worst
 
 
-def test_opt_175b_comes_out_as_published() -> None:
-    tonnes = carbon.operational_grams(324e3 * KWH, 1.0, 231) / 1e6
-    assert tonnes == pytest.approx(74.8, abs=0.1)
-    assert carbon.operational_grams(1287e3 * KWH, 1.0, 429) / 1e6 == pytest.approx(552, abs=0.5)
-
-
-def test_zones() -> None:
-    assert carbon.intensity(None) is None
-    assert carbon.intensity("se") == carbon.intensity("SE")
-    given_number = carbon.intensity("XX", 12.0)
-    assert given_number is not None
-    assert given_number.grams_per_kilowatt_hour == 12.0
-    with pytest.raises(carbon.UnknownZone, match="gramsPerKilowattHour"):
-        carbon.intensity("XX")
-
-
 @pytest.mark.parametrize(
     ("length", "text"), [(0, "0s"), (59.6, "1m00s"), (190, "3m10s"), (18120, "5h02m"), (1e6, "11d13h"), (-5, "0s")]
 )
 def test_durations(length: float, text: str) -> None:
     assert duration(length) == text
-
-
-@pytest.mark.parametrize(("grams", "text"), [(0.421, "0.421g"), (3100, "3.1kg"), (74.8e6, "74.8t")])
-def test_masses(grams: float, text: str) -> None:
-    assert mass(grams) == text
 
 
 @given(st.floats(min_value=0, max_value=4e9))
