@@ -72,7 +72,7 @@ chaos-local: venv ## the same with local processes instead of containers: faster
 	@$(PY) tests/chaos/run.py local --n $(N) $(ARGS)
 
 .PHONY: docs
-docs: venv ## regenerate what is generated: the CRD and the API reference
+docs: venv ## regenerate what is generated: the CRD, the references of API and metrics
 	@$(PY) -m trireme_api.crd
 
 .PHONY: clean

@@ -1,4 +1,5 @@
-"""The CustomResourceDefinition and docs/api.md, made from the models: `python -m trireme_api.crd` writes both.
+"""The CustomResourceDefinition and docs/api.md, made from the models, and docs/metrics.md, made from the catalogue:
+`python -m trireme_api.crd` writes them.
 
 pydantic's JSON schema becomes a structural schema (no $ref, no anyOf but for int-or-string, OpenAPI 3.0 forms). CEL
 rules stand in one place, `x-kubernetes-validations` at the schema's root, so that one patch strips them for servers
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from trireme_api import crd_docs
+from trireme_api import crd_docs, metrics_docs
 from trireme_api.job import (
     GROUP,
     KIND,
@@ -30,6 +31,7 @@ Schema = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 CRD_FILE = Path("manifests/crd/trainingjobs.yaml")
 DOCS_FILE = Path("docs/api.md")
+METRICS_FILE = Path("docs/metrics.md")
 HEADER = "# Made by `make docs` from api/trireme_api/job.py; edit the models, not this file.\n"
 
 CEL_RULES = (
@@ -289,7 +291,7 @@ def crd_yaml() -> str:
 def outputs() -> dict[Path, str]:
     """Every generated file (relative to the repository) and what must stand in it."""
     docs = crd_docs.page(model_schema(TrainingJobSpec), model_schema(TrainingJobStatus), CEL_RULES, COLUMNS)
-    return {CRD_FILE: crd_yaml(), DOCS_FILE: docs}
+    return {CRD_FILE: crd_yaml(), DOCS_FILE: docs, METRICS_FILE: metrics_docs.page()}
 
 
 def main() -> int:

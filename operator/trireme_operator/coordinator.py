@@ -53,15 +53,16 @@ class Coordinator:
         mark: Callable[[Key], None],
         refresh: Callable[[Key], Awaitable[object]],
         leading: Callable[[], bool],
+        answered: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`answered`: told the HTTP status of each answer."""
         self._store, self._reviewer, self._observe, self._mark = store, reviewer, observe, mark
         self._refresh, self._leading, self._clock = refresh, leading, clock
+        self._answered = answered
         self._watches: dict[Key, Watch] = {}
         self._closing = asyncio.Event()
         self._asked: dict[Key, float] = {}
-        self.counts: dict[int, int] = {}
-        """Answers by HTTP status, for metrics."""
         self.polling = 0
 
     def application(self) -> web.Application:
@@ -115,7 +116,7 @@ class Coordinator:
 
     async def _report(self, request: web.Request) -> web.StreamResponse:
         response = await self._answer(request)
-        self.counts[response.status] = self.counts.get(response.status, 0) + 1
+        self._answered(response.status)
         return response
 
     async def _answer(self, request: web.Request) -> web.Response:

@@ -44,8 +44,9 @@ class Health:
         pulse = self.pulses.setdefault(resource, Pulse(self.clock()))
         pulse.surprises += news > 0
 
-    def ages(self) -> dict[str, float]:
-        return {resource: self.clock() - pulse.event_at for resource, pulse in self.pulses.items()}
+    def watches(self) -> dict[str, tuple[float, int]]:
+        """By resource: seconds since its last event, and LISTs with news since then."""
+        return {name: (self.clock() - pulse.event_at, pulse.surprises) for name, pulse in self.pulses.items()}
 
     def ailments(self) -> list[str]:
         """Why the process should be started anew; empty when it is well."""

@@ -57,11 +57,12 @@ class Operator:
             mark=self.queue.add,
             refresh=lambda key: self.controller.refresh(key),
             leading=lambda: self.leader.leading,
+            answered=lambda code: self.metrics.answers.labels(str(code)).inc(),
         )
         self.controller: Controller
         self._tls = certificates.server_context()
         self._kopf_stop = asyncio.Event()
-        self.metrics.registry.register(JobCollector(self.store))
+        self.metrics.registry.register(JobCollector(self.store, leading=lambda: self.leader.leading))
         for one in (api, reviews):
             one.observe = self.metrics.api_request
 
@@ -270,7 +271,6 @@ class Operator:
         self.metrics.queue_age.set(self.queue.oldest_seconds())
         self.metrics.leader.set(float(self.leader.leading))
         self.metrics.polling.set(self.coordinator.polling)
-        for code, count in self.coordinator.counts.items():
-            self.metrics.reports.labels(str(code)).set(count)
-        for resource, age in self.health.ages().items():
+        for resource, (age, unannounced) in self.health.watches().items():
             self.metrics.event_age.labels(resource).set(age)
+            self.metrics.unannounced.labels(resource).set(unannounced)

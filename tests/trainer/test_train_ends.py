@@ -160,24 +160,23 @@ def test_an_older_attempt_may_not_save_over_a_newer_one(corpus: Path, tmp_path: 
 def test_metrics_and_heartbeat_of_a_running_gang(corpus: Path, tmp_path: Path) -> None:
     port = free_port()
     recipe = make_recipe(corpus, steps=100_000, until={"tokens": 1e9})
-    gang = Gang(tmp_path, recipe, world=2, environment={Env.METRICS_PORT: str(port), Env.JOB: "j", Env.NAMESPACE: "n"})
+    gang = Gang(tmp_path, recipe, world=2, environment={Env.METRICS_PORT: str(port)})
     gang.start().until(lambda beat: beat.checkpoint is not None and beat.step > 6, "checkpoint")
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     beats = [gang.heartbeat(0), gang.heartbeat(1)]
     (gang.work / "stop").touch()
     assert gang.wait() == [ExitCode.SAVED_AND_STOPPED] * 2
     values = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines() if not line.startswith("#")}
-    labels = '{job="j",namespace="n"}'
-    assert values[f"trireme_train_step{labels}"] >= 6
-    assert values[f"trireme_train_tokens_total{labels}"] >= 6 * 384
-    assert values[f"trireme_train_tokens_per_second{labels}"] > 0
-    assert values[f"trireme_train_model_tflops{labels}"] > 0
-    assert values[f"trireme_train_loss{labels}"] < 7
-    assert values[f"trireme_train_grad_norm{labels}"] > 0
-    assert values[f"trireme_train_checkpoint_step{labels}"] >= 3
-    assert values['trireme_train_seconds_total{job="j",namespace="n",state="step"}'] > 0
-    assert values['trireme_train_checkpoint_seconds_count{job="j",namespace="n",part="total"}'] >= 1
-    assert f"trireme_train_data_wait_seconds_total{labels}" in values
+    assert values["trireme_train_step"] >= 6
+    assert values["trireme_train_tokens_total"] >= 6 * 384
+    assert values["trireme_train_tokens_per_second"] > 0
+    assert values["trireme_train_model_tflops"] > 0
+    assert values["trireme_train_loss"] < 7
+    assert values["trireme_train_grad_norm"] > 0
+    assert values["trireme_train_checkpoint_step"] >= 3
+    assert values['trireme_train_seconds_total{state="step"}'] > 0
+    assert values['trireme_train_checkpoint_seconds_count{part="total"}'] >= 1
+    assert "trireme_train_data_wait_seconds_total" in values
     assert not any(name.startswith(("trireme_train_mfu", "trireme_train_hfu")) for name in values), "no peak, no MFU"
     for beat in beats:
         assert beat is not None

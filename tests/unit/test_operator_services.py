@@ -343,7 +343,7 @@ def test_series_of_a_job_go_with_it() -> None:
     assert value("trireme_job_mfu", names) == 0.4
     assert value("trireme_job_phase", {**names, "phase": "Running"}) == 1
     assert value("trireme_job_phase", {**names, "phase": "Failed"}) == 0
-    assert value("trireme_job_info", {**names, "uid": "uid", "model": "", "zone": "SE"}) == 1
+    assert value("trireme_job_info", {**names, "uid": "uid", "model": "", "checkpoint": "", "zone": "SE"}) == 1
     assert value("trireme_job_restarts_total", {**names, "kind": "process"}) == 0
     assert value("trireme_job_model_tflops", names) is None, "not known is not 0"
     store.drop_job(("ns", "job"), "uid", 0.0)

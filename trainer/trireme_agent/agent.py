@@ -19,7 +19,7 @@ from trireme_agent.energy import Accountant
 from trireme_agent.link import Link
 from trireme_agent.logs import Stream
 from trireme_agent.machine import AskToStop, Command, Dump, Ended, Kill, Leave, Machine, Start
-from trireme_agent.metrics import MetricsServer, render
+from trireme_agent.metrics import MetricsServer, relayed, render
 from trireme_agent.settings import Settings
 from trireme_agent.supervisor import Supervisor
 from trireme_agent.warm import WarmPool
@@ -268,13 +268,16 @@ class Agent:
             ),
         )
 
+    def _metrics(self) -> str:
+        text = render(self._report, self._link.unheard(), self._starts)
+        port = self._settings.environment.get(Env.METRICS_PORT, "")
+        return text + relayed(int(port)) if port.isdigit() else text
+
     def _serve_metrics(self) -> Optional[MetricsServer]:
         if self._settings.metrics_port is None:
             return None
         try:
-            server = MetricsServer(
-                self._settings.metrics_port, lambda: render(self._report, self._link.unheard(), self._starts)
-            )
+            server = MetricsServer(self._settings.metrics_port, self._metrics)
         except OSError as error:
             self._stream.say(f"no metrics: port {self._settings.metrics_port}: {error.strerror}")
             return None

@@ -267,7 +267,7 @@ def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: Wor
     directory = str(settings.log_dir) if settings.log_dir else None
     if settings.checkpoint:
         directory = settings.checkpoint.uri
-    metrics = TrainMetrics(job=settings.job, namespace=settings.namespace, attempt=settings.attempt)
+    metrics = TrainMetrics(attempt=settings.attempt)
     if settings.metrics_port:
         metrics.serve(settings.metrics_port)
     log.info("%s on %d ranks, %s, %s", recipe.model.preset, world.size, name, recipe.precision)
