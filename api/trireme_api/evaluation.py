@@ -16,7 +16,8 @@ class HeldOutSource(Spec):
     name: str | None = Field(default=None, min_length=1, max_length=63)
     """What figures call it; left out: the last part of `path`."""
     language: str | None = Field(default=None, min_length=1, max_length=35)
-    """Sources of one language are summed up in a figure of their own, e.g. sw."""
+    """Sources of one language are summed up in a figure of their own, e.g. sw. Left out: what `trireme prepare
+    --language` wrote beside the shards, if anything."""
     split: Literal["valid", "train"] = "valid"
     """valid: what `trireme prepare` held out. train: the rest, for a directory that is not trained on."""
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from trireme_api.evaluation import EvaluationSpec
 from trireme_api.fewshot import FewShotSpec, tasks_of
 from trireme_api.masking import SHORTEST, MaskingSpec
+from trireme_api.mixture import Language, MixtureSpec, check_languages
 from trireme_api.quantity import parse_quantity
 from trireme_api.schema import Fraction, InvalidSpec, PositiveFloat, PositiveInt, Spec
 
@@ -26,10 +27,14 @@ class DataSource(Spec):
     objective few-shot: tasks://NAME, generated tasks (classification, transduction, path-finding)."""
     weight: PositiveFloat = 1.0
     """Share of the blocks drawn from this source, relative to the other weights."""
+    language: Language | None = None
+    """Left out: what `trireme prepare --language` wrote beside the shards, if anything."""
 
 
 class DataSpec(Spec):
     sources: list[DataSource] = Field(min_length=1, max_length=256)
+    mixture: MixtureSpec | None = None
+    """Left out: sources are mixed by their weights."""
     sequence_length: PositiveInt = 2048
     """Tokens per block; a block of the paper is this plus one (inputs and shifted targets). With objective masked-lm
     the first of them is the token that begins a block (`<s>`)."""
@@ -219,6 +224,23 @@ class Recipe(Spec):
                 "batch.tokens must be whole tasks of fewShot.examples × data.sequenceLength tokens; "
                 f"{self.batch.tokens} is not a multiple of {self.episodes.examples * self.data.sequence_length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Recipe:
+        data, mixture = self.data, self.data.mixture
+        if mixture is None:
+            return self
+        if self.objective == "few-shot":
+            raise ValueError("data.mixture is of text, not of generated tasks; remove it")
+        for i, source in enumerate(data.sources):
+            if source.weight != 1:
+                raise ValueError(
+                    f"data.sources[{i}].weight: data.mixture sets the shares; remove one (got {source.weight:g})"
+                )
+        languages = [source.language for source in data.sources]
+        if None not in languages:
+            check_languages(mixture, languages)
         return self
 
     @model_validator(mode="after")

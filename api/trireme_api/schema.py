@@ -32,10 +32,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class InvalidSpec(ValueError):
-    """One problem of a user's input: `field` is the path as written in YAML, the message says what would be right."""
+    """One problem of a user's input: `field` is the path as written in YAML, the message says what would be
+    right. Where several fields are at fault together, `field` is empty and the message names them."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.message = message
 

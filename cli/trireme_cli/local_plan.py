@@ -14,10 +14,13 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from trireme_api.families import check_recipe
 from trireme_api.job import CarbonPolicy, field_names, parse_spec
 from trireme_api.protocol import Env
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import InvalidSpec, Spec, problems
+
+from trireme_cli.local_data import look
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -52,10 +55,12 @@ def plan_recipe(path: Path, options: Options, inherited: Mapping[str, str]) -> P
     """Raises InvalidSpec naming the field or option."""
     recipe, checkpoint = read_recipe(path)
     recipe.parallelism.check_ranks(options.nproc)
+    check_recipe(recipe)
     name = _job_name(path.stem)
     directory = (options.directory or Path("trireme-run") / name).absolute()
     claims = dict(options.claims or {})
     recipe = _local_paths(recipe, options.data_root, claims)
+    look(recipe, claims)
     checkpoint = _checkpoint(checkpoint, options, directory, claims)
     plan = _plan(name, [], directory, options, inherited, recipe, checkpoint)
     plan.environment[Env.RECIPE] = _json(recipe)

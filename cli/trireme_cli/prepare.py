@@ -29,6 +29,7 @@ class _DataProblem(click.ClickException):
 @click.option("--vocabulary", default=8192, show_default=True, help="The most tokens a trained tokenizer may have.")
 @click.option("--tokenizer-bytes", default=1 << 30, show_default=True, help="Most text it is trained on.")
 @click.option("--end-of-document", metavar="TOKEN", help="Ends each document. Left out: </s>, or what the file has.")
+@click.option("--language", metavar="TAG", help="What the text is written in, e.g. sw: for mixtures and evaluation.")
 @click.option("--valid-fraction", default=0.01, show_default=True, help="Share of the documents held out.")
 @click.option("--shard-tokens", default=1 << 27, show_default=True, help="A shard is full at so many tokens.")
 @click.option(
@@ -101,6 +102,7 @@ def _prepare(inputs: list[str], output: str, overwrite: bool, as_json: bool, **o
 def _summary(directory: str, manifest: Manifest, seconds: float) -> str:
     lines = [
         f"corpus       {directory}",
+        *([f"language     {manifest.language}"] if manifest.language else []),
         f"documents    {manifest.documents:,} ({manifest.valid.documents:,} held out)",
         f"tokens       {manifest.tokens:,} ({manifest.valid.tokens:,} held out)",
         f"             {manifest.bytes_per_token:.2f} bytes of text each",

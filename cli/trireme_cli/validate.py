@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec, problems
 from trireme_api.validation import check_job, check_recipe
 
+from trireme_cli.local_data import lines, look
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -28,6 +30,8 @@ class Verdict:
     kind: str
     name: str
     problems: tuple[InvalidSpec, ...]
+    sources: tuple[dict[str, Any], ...] = ()
+    """Of a recipe whose data are on this machine: language, share and epochs of each source."""
 
 
 @click.command()
@@ -41,7 +45,8 @@ def validate(files: tuple[str, ...], as_json: bool) -> int:
       kubectl get tj opt-125m -o yaml | trireme validate -
 
     Each problem is one line, `FILE: FIELD: what is wrong and what would be right`. Other kinds in a file are passed
-    over. Exit code 64 when anything was found, or when no file holds a TrainingJob or a recipe.
+    over. Of a recipe whose data are on this machine, the share and epochs of each source are told. Exit code 64 when
+    anything was found, or when no file holds a TrainingJob or a recipe.
     """
     verdicts = [verdict for file in files for verdict in judge(file)]
     if as_json:
@@ -55,6 +60,8 @@ def validate(files: tuple[str, ...], as_json: bool) -> int:
             click.echo(f"{verdict.file}: {problem}", err=True)
         if not verdict.problems:
             click.echo(f"{verdict.file}: {verdict.kind} {verdict.name}".rstrip() + ": valid")
+            for line in lines(list(verdict.sources)):
+                click.echo(f"  {line}")
     if not verdicts and not as_json:
         click.echo(f"error: no TrainingJob and no recipe in {', '.join(files)}", err=True)
     return int(ExitCode.BAD_RECIPE) if bad or not verdicts else 0
@@ -80,16 +87,21 @@ def judge(file: str) -> Iterator[Verdict]:
             name = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
             yield Verdict(file, number, KIND, name, check_job(document).problems)
         elif document.get("kind") is None:
-            yield Verdict(file, number, "recipe", Path(file).stem, tuple(_of_recipe(document)))
+            yield _of_recipe(document, Verdict(file, number, "recipe", Path(file).stem, ()))
 
 
-def _of_recipe(document: dict[str, Any]) -> Iterator[InvalidSpec]:
+def _of_recipe(document: dict[str, Any], verdict: Verdict) -> Verdict:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        yield from problems(error, known=field_names(Recipe))
-        return
-    yield from check_recipe(recipe)
+        return replace(verdict, problems=tuple(problems(error, known=field_names(Recipe))))
+    found = tuple(check_recipe(recipe))
+    if found:
+        return replace(verdict, problems=found)
+    try:
+        return replace(verdict, sources=tuple(look(recipe)))
+    except InvalidSpec as error:
+        return replace(verdict, problems=(error,))
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
@@ -99,5 +111,6 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
         "kind": verdict.kind,
         "name": verdict.name,
         "valid": not verdict.problems,
+        **({"sources": list(verdict.sources)} if verdict.sources else {}),
         "problems": [{"field": problem.field, "message": problem.message} for problem in verdict.problems],
     }

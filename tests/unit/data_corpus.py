@@ -18,6 +18,7 @@ def write_corpus(
     vocabulary: int = 1000,
     shard_tokens: int = 1 << 20,
     tokenizer: bytes = b"{}",
+    language: str | None = None,
 ) -> str:
     """Documents of token ids as they are (give the end-of-document token yourself)."""
     journal = directory / ".prepare"
@@ -33,6 +34,7 @@ def write_corpus(
     manifest = Manifest(
         tokens=parts["train"].tokens + parts["valid"].tokens,
         documents=parts["train"].documents + parts["valid"].documents,
+        language=language,
         vocabulary=vocabulary,
         dtype=dtype,
         unigram_entropy=1.0,

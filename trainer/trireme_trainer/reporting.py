@@ -100,6 +100,14 @@ class Reporter:
         if self._logbook:
             self._logbook.event(name, **fields)
 
+    def data(self, sources: list[dict[str, Any]]) -> None:
+        """What is trained on."""
+        if sources:
+            self.event("data", sources=sources)
+        for row in sources if len(sources) > 1 else ():
+            name = f"{row['path']} ({row['language']})" if row["language"] else row["path"]
+            log.info("%s: %.4f of the blocks, %.2f epochs in all", name, row["share"], row["epochs"])
+
     def rolled_back(
         self, cause: RollBack, *, to: int, path: str, window: tuple[int, int], history: History
     ) -> None:

@@ -63,6 +63,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         reporter = closing.enter_context(_reporting(settings, config, pulse, world))
         objective = build_objective(recipe, config, world, settings.compile_backend if recipe.compile else None)
         _check_vocabulary(objective.samples, config)
+        reporter.data(objective.told())
         mesh = build_mesh(recipe.parallelism, world)
         with torch.device("meta"):
             model = build(config)

@@ -84,9 +84,12 @@ class InputPart(_Part):
 class Manifest(_Part):
     version: int = FORMAT_VERSION
     fingerprint: str = ""
-    """sha256 over everything that decides what a block holds: tokenizer, dtype, and both checksums of every shard."""
+    """sha256 over everything that decides what a block holds: tokenizer, dtype, and both checksums of every shard.
+    Not the language: it decides shares, which are compared themselves."""
     tokens: int
     documents: int
+    language: str | None = None
+    """A tag such as sw; None: not said, or several."""
     vocabulary: int
     dtype: Literal["uint16", "uint32"]
     unigram_entropy: float

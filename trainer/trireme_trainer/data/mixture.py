@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from trireme_api.mixture import MixtureSpec
 from trireme_api.recipe import DataSource, Recipe
 
+from trireme_trainer.data.composition import compose
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.order import Interleaving, derive, permute, shuffled
 from trireme_trainer.data.remote import local_copy
@@ -91,14 +93,18 @@ class PackedSource:
 
 
 class Mixture:
-    """All sources of a recipe as one endless sequence of blocks, interleaved in proportion to their weights.
+    """All sources of a recipe as one endless sequence of blocks, interleaved in proportion to their weights, or as
+    `spec` says.
 
     Each source runs through epochs of its own. After any number of samples, each source has given its share to less
     than one block (shares as written, or to 1/65536 where the weights have no short common measure).
     Raises DataError for a source that is missing, damaged, too small, or made with another tokenizer than the first.
     """
 
-    def __init__(self, sources: Sequence[DataSource], sequence_length: int, seed: int, verify: bool = False) -> None:
+    def __init__(
+        self, sources: Sequence[DataSource], sequence_length: int, seed: int, verify: bool = False,
+        spec: MixtureSpec | None = None,
+    ) -> None:  # fmt: skip
         if not sources:
             raise DataError("data.sources: give at least one source")
         self.sequence_length = sequence_length
@@ -117,11 +123,13 @@ class Mixture:
         self._packed = [
             PackedSource(corpus.train, sequence_length, derive(seed, i)) for i, corpus in enumerate(self._corpora)
         ]
-        self._interleaving = Interleaving([source.weight for source in self.sources])
+        self._mixed_by = "data.sources[{}].weight" if spec is None else "data.mixture: the weight of data.sources[{}]"
+        self.parts = compose(self.sources, [corpus.manifest for corpus in self._corpora], spec)
+        self._interleaving = Interleaving([part.weight for part in self.parts])
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, verify: bool = False) -> Mixture:
-        return cls(recipe.data.sources, recipe.data.sequence_length, recipe.seed, verify)
+        return cls(recipe.data.sources, recipe.data.sequence_length, recipe.seed, verify, recipe.data.mixture)
 
     def sample(self, global_index: int) -> NDArray[np.int64]:
         """Tokens [sequence_length + 1] of sample `global_index` ≥ 0. Raises DataError for a damaged shard."""
@@ -143,6 +151,10 @@ class Mixture:
         """By source."""
         return [packed.blocks_per_epoch for packed in self._packed]
 
+    def told(self, blocks: int) -> list[dict[str, Any]]:
+        """By source: language, share of the blocks, and epochs that a run of so many blocks sees."""
+        return [part.told(size, blocks) for part, size in zip(self.parts, self.blocks_per_epoch, strict=True)]
+
     @property
     def unigram_entropy(self) -> list[float]:
         """By source, nats per token."""
@@ -159,8 +171,8 @@ class Mixture:
             "seed": self.seed,
             "sequenceLength": self.sequence_length,
             "sources": [
-                {"path": source.path, "weight": source.weight, "fingerprint": corpus.fingerprint}
-                for source, corpus in zip(self.sources, self._corpora, strict=True)
+                {"path": part.path, "weight": part.weight, "fingerprint": corpus.fingerprint}
+                for part, corpus in zip(self.parts, self._corpora, strict=True)
             ],
         }
 
@@ -184,7 +196,7 @@ class Mixture:
             return found
         for i, (old, new) in enumerate(zip(before, now["sources"], strict=True)):
             if old.get("weight") != new["weight"]:
-                found.append(f"data.sources[{i}].weight was {old.get('weight')}, is {new['weight']}")
+                found.append(f"{self._mixed_by.format(i)} was {old.get('weight')}, is {new['weight']}")
             if old.get("fingerprint") != new["fingerprint"]:
                 found.append(
                     f"data.sources[{i}].path {new['path']}: the data have changed "

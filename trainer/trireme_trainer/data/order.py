@@ -80,7 +80,7 @@ class Interleaving:
     """
 
     def __init__(self, weights: list[float]) -> None:
-        self.counts = _whole_counts(weights)
+        self.counts = whole_counts(weights)
         """Blocks of each source in one period."""
         self.period = sum(self.counts)
         self._source = np.empty(self.period, dtype=np.uint16)
@@ -108,7 +108,7 @@ class Interleaving:
                 heapq.heappush(waiting, ((rank + 1) * period // self.counts[source], source, rank + 1))
 
 
-def _whole_counts(weights: list[float]) -> list[int]:
+def whole_counts(weights: list[float]) -> list[int]:
     """Whole numbers in the proportions of the weights as written in decimal (0.7 : 0.3 is 7 : 3), summing to at most
     MAX_PERIOD; each at least 1."""
     exact = [Fraction(repr(float(weight))) for weight in weights]

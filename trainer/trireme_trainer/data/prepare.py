@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from trireme_api.mixture import LANGUAGE
 
 from trireme_trainer.data import tokenizer
 from trireme_trainer.data.documents import Reading, find_files, read_documents
@@ -57,6 +58,8 @@ class Options:
     tokenizer_bytes: int = 1 << 30
     """About how much text the tokenizer is trained on, drawn evenly from the corpus."""
     end_of_document: str | None = None
+    language: str | None = None
+    """A tag such as sw, for the manifest."""
     valid_fraction: float = 0.01
     """Share of the documents held out."""
     shard_tokens: int = 1 << 27
@@ -66,6 +69,8 @@ class Options:
     exclude: tuple[str, ...] = ()
 
     def check(self) -> None:
+        if self.language is not None and not LANGUAGE.fullmatch(self.language):
+            raise DataError(f"--language {self.language!r}: must be a tag such as sw, pt-BR or zh_Hans")
         if not 0 <= self.valid_fraction < 1:
             raise DataError(f"--valid-fraction {self.valid_fraction}: must be at least 0 and less than 1")
         if self.shard_tokens < 1:
@@ -172,7 +177,10 @@ class _Preparation:
     def _settings(self) -> dict[str, int | float | str | None]:
         options = self._options
         given = self._given_tokenizer
+        # Not written where left out: corpora of before know nothing of it, and are still found finished.
+        language = {"language": options.language} if options.language else {}
         return {
+            **language,
             "tokenizerSha256": hashlib.sha256(given.encode()).hexdigest() if given is not None else None,
             "vocabulary": None if given is not None else options.vocabulary,
             "tokenizerBytes": None if given is not None else options.tokenizer_bytes,
@@ -307,6 +315,7 @@ class _Preparation:
         manifest = Manifest(
             tokens=sum(split.tokens for split in splits.values()),
             documents=sum(split.documents for split in splits.values()),
+            language=self._options.language,
             vocabulary=encoder.vocabulary,
             dtype="uint16" if encoder.dtype == "uint16" else "uint32",
             unigram_entropy=self._entropy(train, encoder),

@@ -51,7 +51,8 @@ class Suite:
                     f"{field}: tokenised with {corpus.manifest.vocabulary} entries, the model has {vocabulary}; "
                     "prepare it with the tokenizer that the model was trained with"
                 )
-            text = open_text(corpus, field, source.split, length, spec.tokens, source.name, source.language)
+            language = source.language or corpus.manifest.language
+            text = open_text(corpus, field, source.split, length, spec.tokens, source.name, language)
             self._texts.append(text)
         if not spec.tasks:
             self._rounds: list[list[tuple[Round, list[Request], int]]] = []

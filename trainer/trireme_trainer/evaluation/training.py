@@ -26,8 +26,7 @@ def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[s
         for source, directory in zip(recipe.data.sources, directories, strict=True):
             if read_manifest(directory).valid.tokens > 1:
                 name = source.path.rstrip("/").rpartition("/")[2][:63] or None
-                language = getattr(source, "language", None)
-                own.append(HeldOutSource(path=directory, name=name, language=language))
+                own.append(HeldOutSource(path=directory, name=name, language=source.language))
     if not (own or spec.sources or spec.tasks):
         raise EvaluationError(
             "evaluation.heldOut: none of data.sources holds anything out; prepare them with --valid-fraction above 0, "

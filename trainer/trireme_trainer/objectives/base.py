@@ -44,6 +44,10 @@ class Objective(ABC):
         of the step's loss, [], fp32, detached and without `scale`. `valid`: valid targets of the global step, [].
         `before_pass` is called before each of the `passes` forward passes."""
 
+    def told(self) -> list[dict[str, Any]]:
+        """What is trained on, a row for each source: for the step log."""
+        return []
+
     def trained_tokens(self, valid: float) -> float:
         """Tokens of a step that figures count, of a step with `valid` valid targets."""
         return valid

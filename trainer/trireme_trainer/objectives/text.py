@@ -35,6 +35,9 @@ class NextToken(Objective):
     def batches(self, rank: int, world: int, pin_memory: bool) -> Batches:
         return TextBatches(self.samples, self._recipe, rank, world, pin_memory)
 
+    def told(self) -> list[dict[str, Any]]:
+        return self.samples.told(self._recipe.total_steps * self._recipe.sequences_per_step)
+
     def learn(
         self, model: LanguageModel, batch: Batch, valid: Tensor, scale: Tensor | None, before_pass: Callable[[], None]
     ) -> Tensor:
