@@ -25,14 +25,15 @@ $(STAMP): pyproject.toml constraints.txt
 test: venv ## every check and suite, with the time of each (what CI runs)
 	@$(PY) .ci/suites.py
 
-.PHONY: lint unit simulation trainer apiserver e2e
+.PHONY: lint unit simulation trainer apiserver monitoring e2e
 lint: venv ## ruff and mypy
 unit: venv ## pure logic, contracts, manifests, house rules
 simulation: venv ## reconcile against a model cluster, the agent with real processes
 trainer: venv ## torch on the CPU, several ranks
 apiserver: venv ## the operator against a real API server
+monitoring: venv ## rules, alerts and dashboards against a real Prometheus
 e2e: venv ## the real cluster: train, break, recover
-lint unit simulation trainer apiserver e2e:
+lint unit simulation trainer apiserver monitoring e2e:
 	@$(PY) .ci/suites.py $@ --pytest="$(ARGS)"
 
 .PHONY: cluster cluster-down

@@ -44,6 +44,7 @@ PYTEST_SUITES = (
     Suite("simulation", "reconcile against a model cluster, the agent with real processes", 25),
     Suite("trainer", "torch on the CPU, several ranks", 30),
     Suite("apiserver", "the operator against a real API server", 25),
+    Suite("monitoring", "rules, alerts and dashboards against a real Prometheus", 15),
     Suite("e2e", "the real cluster: train, break, recover", 30),
 )
 

@@ -9,7 +9,7 @@ from trireme_api.metrics import AGENT, JOB, OPERATOR, TRAINER, Metric, exposed_b
 _INTRODUCTION = """# Metrics
 
 Made by `make docs` from `api/trireme_api/metrics.py`; edit the catalogue, not this page. How they are scraped, the
-alerts and the dashboards: [running Trireme](operations.md).
+alerts and the dashboards: [monitoring](monitoring.md).
 
 Base units; counters end in `_total`; a value that is not known has no series. Series of a job go when the job goes.
 No series carries a pod's name of its own accord: `namespace`, `job` and `pod` are put on by the scraper, so they join.

@@ -228,10 +228,25 @@ def unpack_programs() -> Path:
     root = unpacked_root()
     if all((root / path).exists() for _, path in UNPACKED.values()):
         return root
-    require_debian("etcd and containerd")
-    packages = sorted({package for package, _ in UNPACKED.values()})
+    _unpack(sorted({package for package, _ in UNPACKED.values()}), root)
+    if not succeeds(["ldconfig", "-p"]) or "libseccomp.so.2" not in run(["ldconfig", "-p"]):
+        say("  note: libseccomp2 is not installed; runc needs it")
+        install({"libseccomp.so.2": "libseccomp2"})
+    return root
+
+
+def unpack_prometheus() -> Path:
+    """Put prometheus and promtool under the cache, apart from what a cluster needs; returns their folder."""
+    root = unpacked_root().with_name(f"{RELEASE}-prometheus")
+    if not (root / "usr/bin/promtool").exists():
+        _unpack(["prometheus"], root)
+    return root / "usr/bin"
+
+
+def _unpack(packages: Sequence[str], root: Path) -> None:
+    require_debian(" and ".join(packages))
     with step(f"fetching {' '.join(packages)}"):
-        scratch = root.with_name(f"{RELEASE}.new")
+        scratch = root.with_name(f"{root.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         debs = PrivateApt(cache_dir() / "apt").download(packages, scratch / "debs")
         for deb in debs:
@@ -239,7 +254,3 @@ def unpack_programs() -> Path:
         shutil.rmtree(scratch / "debs")
         shutil.rmtree(root, ignore_errors=True)
         scratch.rename(root)
-    if not succeeds(["ldconfig", "-p"]) or "libseccomp.so.2" not in run(["ldconfig", "-p"]):
-        say("  note: libseccomp2 is not installed; runc needs it")
-        install({"libseccomp.so.2": "libseccomp2"})
-    return root

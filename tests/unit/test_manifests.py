@@ -13,6 +13,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from test_operator_pods import made as training_pod
 from trireme_api import protocol
 from trireme_api.job import KIND, parse_spec
 from trireme_api.validation import check_job
@@ -24,7 +25,8 @@ MANIFESTS = ROOT / "manifests"
 Document = dict[str, Any]
 INSTALLATIONS = ("manifests", "manifests/overlays/local", "manifests/overlays/production")
 # Kubernetes' own schemas know nothing of these kinds.
-FOREIGN = {"TrainingJob", "PodMonitor"}
+MONITORING = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+FOREIGN = {"TrainingJob", *MONITORING}
 OLDEST, NEWEST = "1.26", "1.37"
 
 
@@ -74,7 +76,7 @@ def test_a_document_that_breaks_the_schema_is_caught() -> None:
 
 def test_monitoring_is_optional_and_renders(tmp_path: Path) -> None:
     for folder in INSTALLATIONS:
-        assert not of_kind(render(folder), "PodMonitor")
+        assert not of_kind(render(folder), *MONITORING)
     there = os.path.relpath(MANIFESTS, tmp_path.resolve())
     (tmp_path / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
@@ -82,11 +84,22 @@ def test_monitoring_is_optional_and_renders(tmp_path: Path) -> None:
     )
     done = subprocess.run([kubectl_path(), "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    monitors = [d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "PodMonitor"]
-    assert len(monitors) == 2
-    operator_ports = {p["name"] for c in containers(deployment("manifests")) for p in c["ports"]}
-    endpoints = {m["metadata"]["name"]: {e["port"] for e in m["spec"]["podMetricsEndpoints"]} for m in monitors}
-    assert endpoints["trireme-operator"] <= operator_ports
+    found = tuple(d for d in yaml.safe_load_all(done.stdout) if d)
+    named(found, "PrometheusRule", "trireme")
+    operator = named(found, "ServiceMonitor", "trireme-operator")
+    training = named(found, "PodMonitor", "trireme-training")
+    chosen = operator["spec"]["selector"]["matchLabels"].items()
+    services = [s for s in of_kind(found, "Service") if chosen <= s["metadata"]["labels"].items()]
+    ports = {port["name"] for service in services for port in service["spec"]["ports"]}
+    (endpoint,) = operator["spec"]["endpoints"]
+    assert endpoint["port"] in ports
+    assert endpoint["honorLabels"], "the operator speaks for the jobs of all namespaces"
+    (endpoint,) = training["spec"]["podMetricsEndpoints"]
+    assert "honorLabels" not in endpoint, "a pod could speak for another job"
+    pod = training_pod()
+    assert training["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["labels"]["trireme.dev/job"] == "job"
+    assert endpoint["port"] in {port["name"] for c in pod["spec"]["containers"] for port in c["ports"]}
 
 
 # --- rights ---------------------------------------------------------------------------------------------------------
