@@ -89,7 +89,7 @@ def judge(run: Run, entropy: float, found: Recovery) -> dict[str, Any]:
         "largestDifference": difference,
         "recovery": found.as_json(),
         "progress": status.get("progress"),
-        "energy": {k: v for k, v in (status.get("energy") or {}).items() if k != "byPod"},
+        "energy": {k: v for k, v in (status.get("energy") or {}).items() if k != "pods"},
         "carbon": status.get("carbon"),
         "restarts": status.get("restartCount"),
     }

@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Dict, List, Optional
 
+from trireme_api.energy import MISSING as MISSING
+from trireme_api.energy import SOURCES as SOURCES
+from trireme_api.energy import EnergyReading as EnergyReading
+from trireme_api.energy import Hardware as Hardware
 from trireme_api.shards import MemoryShards as MemoryShards
 from trireme_api.shards import by_set as by_set
 from trireme_api.shards import newest_whole as newest_whole
@@ -75,6 +79,8 @@ class Env:
     TOKEN_FILE = "TRIREME_TOKEN_FILE"
     PROCS_PER_NODE = "TRIREME_PROCS_PER_NODE"
     CPU_WATTS_PER_CORE = "TRIREME_CPU_WATTS_PER_CORE"
+    DRAM_WATTS_PER_GIGABYTE = "TRIREME_DRAM_WATTS_PER_GIGABYTE"
+    GPU_WATTS = "TRIREME_GPU_WATTS"
     METRICS_PORT = "TRIREME_METRICS_PORT"
     """Of the trainer (its first local rank)."""
     PVC_ROOT = "TRIREME_PVC_ROOT"
@@ -259,14 +265,6 @@ class Failure(Message):
 
 
 @dataclass
-class EnergyReading(Message):
-    joules: Optional[float] = None
-    """Since the agent started; None when the source is missing."""
-    source: str = "missing"
-    """nvml | nvml-power | rapl | declared | missing"""
-
-
-@dataclass
 class PhaseTime(Message):
     """Unix seconds at which the newest attempt on this pod reached each phase; the parts of recovery time."""
 
@@ -321,6 +319,7 @@ class Report(Message):
     """Checkpoint shards that this pod held in memory when it came to the barrier of this attempt, newest first."""
     energy: Dict[str, EnergyReading] = field(default_factory=dict)
     """By component: gpu, cpu, dram."""
+    hardware: Optional[Hardware] = None
     failure: Optional[Failure] = None
     phases: Optional[PhaseTime] = None
     stacks: Optional[Stacks] = None

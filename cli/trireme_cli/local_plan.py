@@ -152,6 +152,8 @@ def _plan(
         Env.AGENT_METRICS_PORT: "off",
         Env.AGENT_REPORT_SECONDS: "0.5",
     }
+    # Memory in use is that of the whole session here: not declared unless asked for.
+    environment |= {name: inherited[name] for name in (Env.DRAM_WATTS_PER_GIGABYTE, Env.GPU_WATTS) if name in inherited}
     if options.warm:
         environment[Env.AGENT_WARM_START] = "1"
     return Plan(name, command, directory, environment, scratch, recipe, checkpoint)

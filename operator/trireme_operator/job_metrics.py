@@ -121,11 +121,15 @@ def _ledger(status: TrainingJobStatus, now: float) -> Iterator[Sample]:
 def _footprint(status: TrainingJobStatus) -> Iterator[Sample]:
     if status.energy.source != "missing":
         yield "energy_joules", (status.energy.source,), status.energy.joules
+        yield "idle_energy_joules", (), status.energy.idle_joules
     for scope, grams in carbon_grams(status).items():
         yield "carbon_grams", (scope,), grams
+    yield "carbon_grams_per_million_tokens", (), status.carbon.grams_per_million_tokens
     yield "grid_grams_per_kilowatt_hour", (), status.carbon.grams_per_kilowatt_hour
 
 
 def carbon_grams(status: TrainingJobStatus) -> dict[str, float]:
     """By scope; one that is not known is left out."""
-    return {"operational": status.carbon.grams} if status.carbon.grams is not None else {}
+    carbon = status.carbon
+    found = {"operational": carbon.grams, "embodied": carbon.embodied.mid if carbon.embodied is not None else None}
+    return {scope: grams for scope, grams in found.items() if grams is not None}

@@ -181,6 +181,7 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.TOKEN_FILE: f"{TOKEN_DIR}/token",
         Env.PROCS_PER_NODE: str(procs_per_node(spec)),
         Env.CPU_WATTS_PER_CORE: f"{spec.carbon_policy.cpu_watts_per_core:g}",
+        Env.DRAM_WATTS_PER_GIGABYTE: f"{spec.carbon_policy.dram_watts_per_gigabyte:g}",
         Env.HEARTBEAT_DIR: RUN_DIR,
         Env.STOP_FILE: f"{RUN_DIR}/stop",
         Env.LOG_DIR: LOG_DIR,
@@ -188,6 +189,8 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.METRICS_PORT: str(TRAINER_METRICS_PORT),
         Env.AGENT_METRICS_PORT: str(AGENT_METRICS_PORT),
     }
+    if spec.carbon_policy.gpu_watts is not None:
+        ours[Env.GPU_WATTS] = f"{spec.carbon_policy.gpu_watts:g}"
     if memory_limit(spec):
         ours[Env.MEMORY_DIR] = MEMORY_DIR
     if spec.recipe is not None:

@@ -7,10 +7,11 @@ between any two writes, called twice, late, or with an old view, and comes to th
 
 from __future__ import annotations
 
+from trireme_api import carbon
 from trireme_api.job import TERMINAL, ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState
 
-from trireme_operator import bookkeeping, conditions, nodes
+from trireme_operator import bookkeeping, conditions, energy, nodes
 from trireme_operator.accounting import account
 from trireme_operator.actions import Act, Decision, DeleteJob
 from trireme_operator.clock import seconds, stamp
@@ -38,14 +39,15 @@ def reconcile(job: Job, seen: Observed, now: float) -> Decision:
     draft = Draft(job, spec, seen, now, job.status.model_copy(deep=True))
     nodes.expire(draft)
     phase = draft.status.phase
+    if phase in HOLDING:
+        account(draft.status, spec, draft.found, now)
+    _meter(draft)
     if phase in TERMINAL:
         actions: list[Act] = list(changes(job, spec, seen, now))
         actions += _expire(draft)
         if any(not pod.over for pod in seen.pods) and now < leaves_by(job):
             draft.wake_at(leaves_by(job))
     else:
-        if phase in HOLDING:
-            account(draft.status, spec, draft.found, seen, now)
         if phase == Phase.SUSPENDING:
             stop(draft)
         elif phase in HOLDING:
@@ -67,6 +69,18 @@ def decisive(status: TrainingJobStatus) -> object:
     known = status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
     hang = status.hang.attempt if status.hang is not None else None
     return known, status.sizing.target, hang, status.draining
+
+
+def _meter(draft: Draft) -> None:
+    """Energy and carbon, whatever the phase: pods burn until they are gone."""
+    status, policy, seen = draft.status, draft.spec.carbon_policy, draft.seen
+    try:
+        grid = carbon.intensity(policy.zone, policy.grams_per_kilowatt_hour)
+    except carbon.UnknownZone:
+        grid = None  # refused by validation; only a job admitted by another version can come here
+    energy.book(status, draft.spec, seen, grid)
+    tokens = status.progress.tokens if status.progress is not None else None
+    status.carbon = energy.carbon_status(draft.spec, status.energy, grid, tokens)
 
 
 def _invalid(job: Job, now: float) -> Decision:

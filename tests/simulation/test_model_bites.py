@@ -22,10 +22,10 @@ from test_reconcile_model import CHECKS, TwoOperators, World
 from trireme_api.protocol import Action
 from trireme_api.replicas import Replicas
 from trireme_operator import (
-    accounting,
     afterwards,
     assignments,
     controller,
+    energy,
     gang,
     leases,
     nodes,
@@ -48,13 +48,13 @@ def no_waiting_for_the_old_pod(patch: pytest.MonkeyPatch) -> None:
 
 
 def energy_twice(patch: pytest.MonkeyPatch) -> None:
-    real = accounting._energy
+    real = energy.book
 
-    def forgetful(status: Any, seen: Any) -> None:
-        status.energy.by_pod = {}
-        real(status, seen)
+    def forgetful(status: Any, *rest: Any) -> None:
+        status.energy.pods = {}
+        real(status, *rest)
 
-    patch.setattr(accounting, "_energy", forgetful)
+    patch.setattr(energy, "book", forgetful)
 
 
 def a_suspended_job_keeps_its_slots(patch: pytest.MonkeyPatch) -> None:

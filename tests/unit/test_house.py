@@ -101,7 +101,7 @@ def test_the_agent_and_the_protocol_need_only_the_standard_library() -> None:
     wrong = standard_library_only(api / "__init__.py", api, set())
     wrong += standard_library_only(api / "wire.py", api, set())
     wrong += standard_library_only(api / "metrics.py", api, set())
-    parts = "shards", "spent"
+    parts = "energy", "shards", "spent"
     for part in parts:
         wrong += standard_library_only(api / f"{part}.py", api, {"trireme_api.wire"})
     besides = {"trireme_api.wire", *(f"trireme_api.{part}" for part in parts)}

@@ -20,6 +20,7 @@ from trireme_api.protocol import (
     Cause,
     CheckpointRef,
     EnergyReading,
+    Hardware,
     PhaseTime,
     Progress,
     RankReport,
@@ -66,7 +67,8 @@ def in_trouble() -> Scene:
     ).run()
     told = {
         "progress": FULL, "checkpoint": CheckpointRef(6, "p"), "ranks": [RankReport(0)],
-        "energy": {"cpu": EnergyReading(1000.0, "declared")}, "spent": Spent({"init": 1.0, "step": 4.0}, "step", 0, 7),
+        "energy": {"cpu": EnergyReading(1000.0, "declared")}, "hardware": Hardware(60.0, 8),
+        "spent": Spent({"init": 1.0, "step": 4.0}, "step", 0, 7),
     }  # fmt: skip
     scene.hear_all(AgentState.RUNNING, **told)
     scene.settle()

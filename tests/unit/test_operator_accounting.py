@@ -1,4 +1,4 @@
-"""Figures in status: progress, time left, energy once, carbon; and the crew's assignments with the barrier."""
+"""Figures in status: progress, time left, checkpoints; and the crew's assignments with the barrier."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from operator_cases import NOW, Scene, heard
-from trireme_api import carbon
 from trireme_api.job import ConditionType, Phase, TrainingJobStatus
-from trireme_api.protocol import AgentState, CheckpointRef, EnergyReading, Progress
-from trireme_operator.accounting import best_step, weakest
+from trireme_api.protocol import AgentState, CheckpointRef, Progress
+from trireme_operator.accounting import best_step
 from trireme_operator.assignments import Crew
 from trireme_operator.clock import duration, seconds, stamp
 from trireme_operator.conditions import condition, enter
 from trireme_operator.gang import places
-
-KWH = carbon.JOULES_PER_KILOWATT_HOUR
-
-
-def energy(joules: float | None, source: str = "declared") -> dict[str, EnergyReading]:
-    return {"cpu": EnergyReading(joules, source)}
 
 
 def test_progress_is_rank_zeros_and_the_furthest_step_is_kept() -> None:
@@ -52,42 +45,6 @@ def test_the_newest_checkpoint_is_kept_and_resumed_from() -> None:
     assert scene.status.last_checkpoint.step == 40
     assert scene.status.resume_from is not None
     assert scene.status.resume_from.path == "step-40"
-
-
-def test_energy_of_a_pod_is_counted_once_whatever_comes_twice() -> None:
-    scene = Scene(carbonPolicy={"zone": "SE", "pue": 1.5}).run()
-    for joules in (1000.0, 1000.0, 2500.0, 2400.0, 2500.0):
-        scene.now += 10
-        scene.heard["pod-0-1"] = heard("pod-0-1", 1, AgentState.RUNNING, scene.now, energy=energy(joules))
-        scene.heard["pod-1-1"] = heard("pod-1-1", 1, AgentState.RUNNING, scene.now, energy=energy(KWH, "rapl"))
-        scene.settle()
-    assert scene.status.energy.joules == pytest.approx(2500 + KWH)
-    assert scene.status.energy.source == "declared"
-    assert scene.status.carbon.grams == pytest.approx((2500 + KWH) / KWH * 1.5 * 40.7, rel=1e-4)
-    assert scene.status.carbon.summary == "61.1g"
-    # A view that misses a pod once must not make it count again.
-    lost = scene.pods.pop("pod-1-1")
-    reports = dict(scene.heard)
-    scene.decide()
-    scene.pods[lost.uid], scene.heard = lost, reports
-    scene.now += 10
-    scene.settle()
-    assert scene.status.energy.joules == pytest.approx(2500 + KWH)
-
-
-def test_missing_is_not_zero() -> None:
-    scene = Scene(carbonPolicy={"zone": "SE"}).run()
-    scene.hear_all(AgentState.RUNNING, energy=energy(None, "missing"))
-    scene.settle()
-    assert scene.status.energy.source == "missing"
-    assert scene.status.carbon.grams is None
-
-
-@pytest.mark.parametrize(
-    ("sources", "worst"), [(["nvml", "rapl"], "rapl"), (["nvml"], "nvml"), (["declared", "nvml-power"], "declared")]
-)
-def test_a_sum_is_as_good_as_its_weakest_part(sources: list[str], worst: str) -> None:
-    assert weakest({str(i): EnergyReading(1.0, source) for i, source in enumerate(sources)}) == worst
 
 
 @pytest.mark.parametrize(

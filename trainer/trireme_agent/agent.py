@@ -41,7 +41,7 @@ class Agent:
         self._warm = WarmPool(settings, self._supervisor)
         self._attempt: Optional[Attempt] = None
         self._assignments: Deque[Assignment] = collections.deque()
-        self._energy = Accountant(settings.watts_per_core, settings.environment)
+        self._energy = Accountant(settings.declared, settings.environment)
         self._link = Link(settings, self._deliver, stream.say)
         self._wake_read, self._wake_write = socket.socketpair()
         self._starts = 0
@@ -228,7 +228,7 @@ class Agent:
         machine, attempt = self._machine, self._attempt
         report = Report(
             pod_uid=self._settings.pod_uid, attempt=machine.attempt, state=machine.state,
-            energy=self._energy.readings(), failure=machine.root,
+            energy=self._energy.readings(), hardware=self._energy.hardware(), failure=machine.root,
         )
         if attempt is not None:
             pids: Dict[int, int] = self._supervisor.pids if attempt.phases.started else {}

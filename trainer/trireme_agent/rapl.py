@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 ROOT = "/sys/class/powercap"
+MAX_WATTS = 1500.0
+"""More than any socket or its memory draws: a counter that would have wrapped faster was set back instead."""
 
 
 @dataclass
@@ -17,17 +20,26 @@ class Counter:
     path: str
     span: int
     last: int
+    clock: Callable[[], float] = time.monotonic
     total: int = 0
+
+    def __post_init__(self) -> None:
+        self._at = self.clock()
 
     def joules(self) -> float:
         """Since it was opened. Must be called more often than it wraps (minutes at full load). Raises OSError."""
-        now = _read(self.path)
-        self.total += now - self.last if now >= self.last else now + self.span - self.last
-        self.last = now
+        now, at = _read(self.path), self.clock()
+        gained = now - self.last
+        if gained < 0:
+            gained += self.span
+            if gained > MAX_WATTS * 1e6 * max(at - self._at, 0.0):
+                gained = now  # since it was set back; what it had counted until then is lost
+        self.total += gained
+        self.last, self._at = now, at
         return self.total / 1e6
 
 
-def zones(component: str, root: str = ROOT) -> List[Counter]:
+def zones(component: str, root: str = ROOT, clock: Callable[[], float] = time.monotonic) -> List[Counter]:
     """Counters of all sockets for `cpu` (package zones) or `dram` (their subzones); only those that can be read."""
     found = []
     for folder in sorted(glob.glob(os.path.join(root, "*-rapl:*"))):
@@ -37,16 +49,16 @@ def zones(component: str, root: str = ROOT) -> List[Counter]:
         except OSError:
             continue
         if (component == "cpu" and name.startswith("package")) or (component == "dram" and name == "dram"):
-            counter = _open(folder)
+            counter = _open(folder, clock)
             if counter is not None:
                 found.append(counter)
     return found
 
 
-def _open(folder: str) -> Optional[Counter]:
+def _open(folder: str, clock: Callable[[], float]) -> Optional[Counter]:
     path = os.path.join(folder, "energy_uj")
     try:
-        return Counter(path, _read(os.path.join(folder, "max_energy_range_uj")), _read(path))
+        return Counter(path, _read(os.path.join(folder, "max_energy_range_uj")), _read(path), clock)
     except OSError:
         return None  # since 2020 readable by root only, on many hosts
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from trireme_api.protocol import AGENT_METRICS_PORT, Env
 
+from trireme_agent.energy import Declared
+
 TRAINER_MODULE = "trireme_trainer"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
@@ -36,7 +38,7 @@ class Settings:
     """Heartbeats and stop files; one folder per attempt."""
     log_dir: str
     metrics_port: Optional[int]
-    watts_per_core: Optional[float]
+    declared: Declared
     patience: float
     """Seconds without any answer after which a failed pod stops waiting for a decision."""
     report_seconds: float
@@ -76,7 +78,10 @@ def from_environment(arguments: Sequence[str], environ: Mapping[str, str]) -> Se
         work_dir=work_dir,
         log_dir=environ.get(Env.LOG_DIR) or os.path.join(work_dir, "logs"),
         metrics_port=_metrics_port(environ),
-        watts_per_core=_number(environ, Env.CPU_WATTS_PER_CORE, None),
+        declared=Declared(
+            _number(environ, Env.CPU_WATTS_PER_CORE, None), _number(environ, Env.DRAM_WATTS_PER_GIGABYTE, None),
+            _number(environ, Env.GPU_WATTS, None),
+        ),
         patience=_number(environ, Env.AGENT_PATIENCE_SECONDS, 600.0) or 0.0,
         report_seconds=_number(environ, Env.AGENT_REPORT_SECONDS, 5.0) or 5.0,
         kill_grace=0.25,
