@@ -76,6 +76,10 @@ chaos-local: venv ## the same with local processes instead of containers: faster
 docs: venv ## regenerate what is generated: the CRD, the references of API and metrics
 	@$(PY) -m trireme_api.crd
 
+.PHONY: dashboards
+dashboards: venv ## regenerate the Grafana dashboards from dashboards/*.py
+	@$(PY) -m dashboards
+
 .PHONY: clean
 clean: ## remove the environment, caches and build results (the local cluster: make cluster-down)
 	rm -rf $(VENV) build dist .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
