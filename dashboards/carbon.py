@@ -65,8 +65,8 @@ def _jobs() -> list[Any]:
 
 
 def _trust() -> list[Any]:
-    missing = " or ".join(
-        f'label_replace(count(trireme_{part}_energy_joules_total{{{IN},source="missing"}}), "part", "{part}", "", "")'
+    missing = (
+        (f'count(trireme_{part}_energy_joules_total{{{IN},source="missing"}}) or vector(0)', part)
         for part in ("gpu", "cpu", "dram")
     )
     return [
@@ -75,5 +75,5 @@ def _trust() -> list[Any]:
                   "joule", (f"sum by (source) (max by (namespace, job, source) (trireme_job_energy_joules{{{IN}}}))",
                             "{{source}}"), span=12, stacked=True, low=0),
         over_time("Missing counters", "Pods that cannot read a part's energy: it is left out of all sums.", "none",
-                  (missing, "{{part}}"), span=12, low=0),
+                  *missing, span=12, low=0),
     ]  # fmt: skip

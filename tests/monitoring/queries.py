@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,24 @@ from typing import Any
 
 import yaml
 from localcluster.prometheus import Prometheus
+from trireme_api.metrics import METRICS
 
 MONITORING = Path(__file__).resolve().parents[2] / "manifests" / "monitoring"
 SELECTOR = re.compile(r"""(?<![\w:"])((?:trireme_|namespace_job)[\w:]*|(?={__name__))(\{[^}]*\})?""")
 METRIC = re.compile(r"\btrireme_\w+")
+NO_DATA = {
+    # The peak of a CPU is not known, so there is no utilisation.
+    "trireme_job_mfu", "trireme_train_mfu", "trireme_train_mfu_palm", "trireme_train_hfu",
+    # No GPU; and every counter of the CPUs can be read or is declared.
+    "trireme_gpu_energy_joules_total", 'trireme_cpu_energy_joules_total{source="missing"}',
+    # The job has no budget and does not train in fp16.
+    "trireme_job_carbon_budget_grams", "trireme_train_loss_scale",
+}  # fmt: skip
+"""Series that a job on CPUs has not; of any other, nothing but data will do."""
+NO_RESULT = {"job: MFU: A", "job: MFU: B", "job: MFU: C", "job: CO2e: B", "carbon: Budget used: A"}
+"""Queries of panels that ask for nothing else."""
+NO_FAMILY = {name for name in NO_DATA if name.startswith(("trireme_train", "trireme_gpu"))}
+"""The trainer and the agent say nothing of what they do not know; the operator names the family."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +68,32 @@ def selectors(text: str) -> list[str]:
     return [found.group(0) for found in SELECTOR.finditer(text)]
 
 
-def has_data(prometheus: Prometheus, text: str, begin: float, end: float) -> bool:
-    step = max(1.0, (end - begin) / 200)
-    result = prometheus.get("query_range", query=text, start=begin, end=end, step=step)["result"]
-    return any(not math.isnan(float(value)) for series in result for _, value in series["values"])
+def check_panel(prometheus: Prometheus, query: Query, namespace: str, job: str, began: float) -> None:
+    """It has a value at some time since `began`."""
+    now = time.time()
+    everything = query.where.partition(":")[0] != "job"
+    asked = chosen(query.text, ".*" if everything else namespace, job)
+    step = max(1.0, (now - began) / 200)
+    found = prometheus.get("query_range", query=asked, start=began, end=now, step=step)["result"]
+    data = any(not math.isnan(float(value)) for series in found for _, value in series["values"])
+    assert data != (query.where in NO_RESULT), f"{query.where}: {asked}"
 
 
-def has_series(prometheus: Prometheus, selector: str, begin: float, end: float) -> bool:
-    return bool(prometheus.get("series", **{"match[]": selector, "start": begin, "end": end}))
+def check_rule(prometheus: Prometheus, query: Query, began: float) -> None:
+    """All that it reads is there; an alert that does not fire has no result of its own."""
+    read = selectors(query.text)
+    assert read
+    for selector in read:
+        found = prometheus.get("series", **{"match[]": selector, "start": began, "end": time.time()})
+        expected = selector not in NO_DATA and selector.partition("{")[0] not in NO_DATA
+        assert bool(found) == expected, f"{query.where}: {selector}"
+
+
+def check_catalogue(prometheus: Prometheus) -> None:
+    """What is served is what the catalogue says: names, types, help."""
+    told = prometheus.get("metadata")
+    seen = {name: entries[0] for name, entries in told.items() if name.startswith("trireme_")}
+    for name, entry in seen.items():
+        kind = "untyped" if entry["type"] == "unknown" else entry["type"]
+        assert (kind, entry["help"]) == (METRICS[name].kind, METRICS[name].help), name
+    assert set(METRICS) - set(seen) == NO_FAMILY
