@@ -17,13 +17,16 @@ def models(as_json: bool) -> None:
     """List the model presets: exact parameter counts, FLOPs per token, and how the paper trained them.
 
     FLOPs are of training (forward and backward) at the preset's sequence length, causal attention counted exactly.
+    ACTIVATED are the parameters that one token passes through: fewer than all where there are experts.
     STATE is fp32 weights and gradients and both AdamW moments, to be divided by the ranks that share them.
     """
     described = [describe(preset) for preset in PRESETS.values()]
     if as_json:
         click.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return
-    header = ("PRESET", "PARAMETERS", "LAYERS", "WIDTH", "GFLOP/TOKEN", "STATE GB", "PEAK LR", "BATCH", "NOTE")
+    header = (
+        "PRESET", "PARAMETERS", "ACTIVATED", "LAYERS", "WIDTH", "GFLOP/TOKEN", "STATE GB", "PEAK LR", "BATCH", "NOTE",
+    )  # fmt: skip
     _table([header, *(_row(preset) for preset in described)], left={0, len(header) - 1})
 
 
@@ -64,6 +67,7 @@ def _row(preset: dict[str, Any]) -> tuple[str, ...]:
     return (
         preset["name"],
         f"{preset['parameters']['total']:,}",
+        f"{preset['parameters']['activated']:,}",
         str(preset["config"]["layers"]),
         str(preset["config"]["width"]),
         f"{preset['flopsPerToken']['train'] / 1e9:,.4g}",

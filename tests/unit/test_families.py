@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from trireme_api import families
 from trireme_api.families import PRESETS, check_recipe, resolve
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.memory import state_memory
+from trireme_api.families.mixture import MixtureConfig
 from trireme_api.families.moe import MoeConfig
 from trireme_api.families.normformer import NormFormerBlocks
 from trireme_api.families.opt import OptConfig
@@ -373,3 +375,51 @@ def test_normformer_scales_its_residual_where_the_paper_does() -> None:
     }
     rates = {name: PRESETS[name].recipe.peak_learning_rate for name in NORMFORMER}
     assert list(rates.values()) == [3e-3, 1e-3, 6e-4, 6e-4]
+
+
+# Routers of the Transformer mixtures that sparse all-MLP is compared with: (experts of a token, gate or not).
+ROUTERS = {"top-2": (2, True), "top-1": (1, True), "hash": (1, False), "base": (1, True)}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("preset", ["moe-15b", "smlp-1.7b"])
+def test_a_router_decides_what_a_token_goes_through_and_costs(preset: str, router: str) -> None:
+    choices, gated = ROUTERS[router]
+    config = resolve(ModelSpec(preset=preset, overrides={"router": router}))
+    other = resolve(ModelSpec(preset=preset, overrides={"router": "hash"}))
+    assert isinstance(config, MixtureConfig)
+    mixtures = 6 if preset == "moe-15b" else 5
+    gates = mixtures * 768 * config.experts * gated
+    assert config.parameters().total - other.parameters().total == gates
+    more = mixtures * (choices - 1) * config.expert_parameters()
+    assert config.parameters().activated - other.parameters().activated == gates + more
+    flops = config.forward_flops_per_token(1024) - other.forward_flops_per_token(1024)
+    assert flops == 2 * gates + (choices - 1) * mixtures * 4 * 768 * 3072
+
+
+def test_places_of_an_expert_follow_the_router_unless_stated() -> None:
+    def factor(**overrides: Any) -> float:
+        config = resolve(ModelSpec(preset="moe-tiny", overrides=overrides))
+        assert isinstance(config, MixtureConfig)
+        return config.capacity_factor
+
+    assert {router: factor(router=router) for router in ROUTERS} == {
+        "top-2": 2.0, "top-1": 1.25, "hash": 1.25, "base": 1.0,
+    }  # fmt: skip
+    assert factor(router="top-1", capacityFactor=3.0) == 3.0
+
+
+# Counted on the modules (tests/trainer/test_family_models.py); 9.4 billion is the size reported of 2203.06850.
+def test_sparse_all_mlp_is_of_the_size_and_cost_it_is_named_after() -> None:
+    small, large = PRESETS["smlp-1.7b"].config, PRESETS["smlp-9.4b"].config
+    assert (small.parameters().total, small.parameters().activated) == (1_699_539_712, 211_973_632)
+    assert (large.parameters().total, large.parameters().activated) == (9_429_723_136, 901_695_488)
+    for ours, theirs in ((small, "gpt-125m"), (large, "gpt-355m"), (PRESETS["gmlp-125m"].config, "gpt-125m")):
+        flops = PRESETS[theirs].config.forward_flops_per_token(1024)
+        assert ours.forward_flops_per_token(1024) == pytest.approx(flops, rel=0.03)
+
+
+def test_causal_flops_of_a_spatial_matrix_are_its_lower_triangle() -> None:
+    config = PRESETS["gmlp-tiny"].config
+    square, exact = (config.forward_flops_per_token(96, causal=causal) * 96 for causal in (False, True))
+    assert square - exact == 2 * config.layers * 192 * (96 * 96 - _attended_pairs(96))

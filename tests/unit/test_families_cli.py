@@ -25,7 +25,8 @@ def test_models_prints_every_preset_with_its_exact_count() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + len(PRESETS)
     for line, (name, preset) in zip(lines[1:], PRESETS.items(), strict=True):
-        assert line.split()[:2] == [name, f"{preset.config.parameters().total:,}"]
+        count = preset.config.parameters()
+        assert line.split()[:3] == [name, f"{count.total:,}", f"{count.activated:,}"]
 
 
 def test_models_json_is_complete() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gpt, growing, moe, normformer, opt, xglm, xlmr
+from trireme_api.families import gmlp, gpt, growing, moe, normformer, opt, smlp, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
+from trireme_api.families.mixture import MixtureConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
 
@@ -23,7 +24,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer, growing)
+_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer, growing, gmlp, smlp)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}
@@ -104,7 +105,7 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"masked-lm needs a model that sees both sides of a token and {recipe.model.preset} does not; set "
             f"causal-lm, or one of these as {path}model.preset: {both}",
         )
-    if recipe.compile and isinstance(config, moe.MoeConfig) and config.capacity == "dropless":
+    if recipe.compile and isinstance(config, MixtureConfig) and config.capacity == "dropless":
         raise InvalidSpec(
             f"{path}compile",
             f"not with dropless experts, whose shapes follow the data; set {path}model.overrides.capacity: limited",

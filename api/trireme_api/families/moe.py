@@ -6,42 +6,26 @@ be had.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from trireme_api.families.base import ParameterCount, Preset, PublishedRecipe
 from trireme_api.families.gpt import GptConfig, recipe
-from trireme_api.schema import PositiveFloat, PositiveInt
-
-CHOICES = 2
-"""Experts that take each token."""
+from trireme_api.families.mixture import MixtureConfig
+from trireme_api.schema import PositiveInt
 
 
-class MoeConfig(GptConfig):
+class MoeConfig(GptConfig, MixtureConfig):
+    """The other routers make it the Transformer mixtures that 2203.06850 compares with."""
+
     family: ClassVar[str] = "moe"
 
-    experts: PositiveInt = 512
-    """In each mixture; each is a feed-forward layer of the dense model's size."""
     moe_every: PositiveInt = 2
     """Block i, from 0, has a mixture where i + 1 is a multiple of this."""
-    capacity: Literal["limited", "dropless"] = "limited"
-    """limited: an expert takes at most capacityFactor·ceil(S / experts) of the S tokens of a micro-batch; what is
-    beyond is dropped, and only the residual goes on. dropless: all of them."""
-    capacity_factor: PositiveFloat = 2.0
-    evaluation_capacity: float = Field(default=1.0, gt=0, le=1)
-    """At evaluation an expert takes at most this share of the tokens; 1 drops none, so that a score does not depend on
-    the batch it is in."""
-    gate_loss_weight: float = Field(default=0.01, ge=0)
-    """Of the balance loss, summed over the mixtures."""
-    expert_gradients: Literal["root", "mean"] = "root"
-    """root: gradients of experts are √experts times the mean over all tokens, as the authors' code leaves them (it
-    divides their sum by √experts, not by experts). mean: as all other gradients."""
 
     @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if self.experts < CHOICES:
-            raise ValueError(f"experts must be at least {CHOICES}, one for each choice of a token; got {self.experts}")
+    def _some(self) -> Self:
         if self.moe_every > self.layers:
             raise ValueError(f"moeEvery {self.moe_every} is more than the {self.layers} layers: no block has experts")
         return self
@@ -51,30 +35,21 @@ class MoeConfig(GptConfig):
         """Blocks with experts."""
         return self.layers // self.moe_every
 
-    def expert_parameters(self) -> int:
-        """Of one expert."""
-        d, f = self.width, self.feed_forward_width
-        return 2 * d * f + f + d
-
     def block_parameters(self) -> int:
-        dense = super().block_parameters()
-        return dense + (self.experts - 1) * self.expert_parameters() + self.width * self.experts
+        return super().block_parameters() - self.expert_parameters() + self.mixture_parameters()
 
     def parameters(self) -> ParameterCount:
         dense = self.outer_parameters() + self.layers * super().block_parameters()
-        gates = self.mixtures * self.width * self.experts
-        more = self.mixtures * self.expert_parameters()
-        return ParameterCount(
-            total=dense + gates + (self.experts - 1) * more, activated=dense + gates + (CHOICES - 1) * more
-        )
+        total = dense + self.mixtures * (self.mixture_parameters() - self.expert_parameters())
+        return ParameterCount(total=total, activated=total - self.mixtures * self.idle_parameters())
 
     def block_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        d, f = self.width, self.feed_forward_width
-        mixture = (CHOICES - 1) * 2 * 2 * d * f + 2 * d * self.experts
-        return super().block_flops_per_token(sequence_length, causal=causal) + self.mixtures * mixture
+        more = self.mixture_flops_per_token() - 2 * 2 * self.width * self.feed_forward_width
+        return super().block_flops_per_token(sequence_length, causal=causal) + self.mixtures * more
 
     def recomputed_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:
-        # The weights of the choices need the experts' results, so only a dense block leaves its last product out.
+        # What follows a mixture's last product keeps the weights for its backward pass: only a dense block leaves that
+        # product out.
         last = 2 * self.feed_forward_width * self.width
         dense = self.layers - self.mixtures
         return self.block_flops_per_token(sequence_length, causal=causal) - dense * last

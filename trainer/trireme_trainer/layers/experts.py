@@ -9,10 +9,11 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from trireme_api.families.mixture import Router as Rule
 
 from trireme_trainer.layers.auxiliary import AuxiliaryLoss, scale_gradient
 from trireme_trainer.layers.feed_forward import Activation, activate
-from trireme_trainer.layers.routing import Routing, top_2
+from trireme_trainer.layers.routing import Router, Routing
 
 
 class Exchange(Protocol):
@@ -79,7 +80,8 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Each token's output is the weighted sum of its two experts'; a token whose choices were both dropped has zero.
+    """Each token's output is the weighted sum of its experts', which a router chooses; a token whose choices were all
+    dropped has zero.
 
     With a limited capacity later tokens can push earlier ones out of an expert: training is not strictly causal there,
     as in the authors' code. Evaluation drops nothing by default.
@@ -97,9 +99,10 @@ class MixtureOfExperts(nn.Module):
         evaluation_capacity: float,
         balance_weight: float,
         gradient_scale: float,
+        router: Rule = "top-2",
     ) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, experts, bias=False)
+        self.gate = Router(router, width, experts)
         self.experts = Experts(experts, width, inner_width, activation, gradient_scale)
         self.auxiliary = AuxiliaryLoss(balance_weight)
         self.dropless = capacity == "dropless"
@@ -111,24 +114,23 @@ class MixtureOfExperts(nn.Module):
     def slots(self, tokens: int) -> int:
         """Places that each expert has for so many tokens."""
         if self.training:
-            return max(1, int(self.capacity_factor * math.ceil(tokens / self.gate.out_features)))
+            return max(1, int(self.capacity_factor * math.ceil(tokens / self.gate.experts)))
         return max(1, math.ceil(self.evaluation_capacity * tokens))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         x_SD = hidden_BTD.flatten(0, 1)
-        # fp32, whatever the rest is in: near ties must not fall by rounding (`--moe-gating-use-fp32`).
-        logits_SE = nn.functional.linear(x_SD.float(), self.gate.weight.float())
         slots = len(x_SD) if self.dropless else min(len(x_SD), self.slots(len(x_SD)))
-        routing = top_2(logits_SE, slots)
+        routing = self.gate(x_SD, slots)
         out_SD = self._sorted(x_SD, routing) if self.dropless else self._slotted(x_SD, routing, slots)
-        self.figures = routing.figures(logits_SE)
-        out_SD = self.auxiliary(out_SD, routing.balance)
+        self.figures = routing.figures()
+        if routing.balance is not None:
+            out_SD = self.auxiliary(out_SD, routing.balance)
         out_BTD: Tensor = out_SD.view_as(hidden_BTD)
         return out_BTD
 
     def _slotted(self, x_SD: Tensor, routing: Routing, slots: int) -> Tensor:
         """Shapes depend on nothing but S: compiles, and needs nothing of the host."""
-        E, (S, D) = self.gate.out_features, x_SD.shape
+        E, (S, D) = self.gate.experts, x_SD.shape
         nowhere = E * slots  # one row more takes what is dropped, and is never read
         row_SK = torch.where(routing.kept, routing.expert * slots + routing.position, nowhere)
         both = x_SD[:, None].expand(S, row_SK.shape[1], D).flatten(0, 1)
@@ -140,7 +142,7 @@ class MixtureOfExperts(nn.Module):
         K = routing.expert.shape[1]
         expert = routing.expert.flatten()
         order = expert.argsort(stable=True)
-        counts = torch.bincount(expert, minlength=self.gate.out_features).tolist()
+        counts = torch.bincount(expert, minlength=self.gate.experts).tolist()
         done = self.experts.grouped(x_SD[order // K], counts)
         return _combined(torch.empty_like(done).index_copy(0, order, done).view(-1, K, x_SD.shape[1]), routing)
 
