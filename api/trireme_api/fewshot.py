@@ -6,9 +6,9 @@ choice open, the field says that the choice is ours.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trireme_api.schema import PositiveFloat, PositiveInt, Spec
 
@@ -30,8 +30,9 @@ def tasks_of(path: str) -> str | None:
 class FewShotSpec(Spec):
     examples: PositiveInt = 20
     """Labelled examples of one task in one step; batch.tokens ÷ (examples · sequenceLength) tasks make a step."""
-    inner_steps: PositiveInt = 4
-    """Steps on the task's embedding, weights held, between two steps on the weights (our default)."""
+    inner_steps: int = Field(default=4, ge=0)
+    """Steps on the task's embedding, weights held, between two steps on the weights (our default). 0, with `outerGrad:
+    final`: embeddings stay what they begin with."""
     inner_learning_rate: PositiveFloat = 1.0
     """Of those steps, plain gradient descent on the mean loss per answer token, in training and afterwards (ours)."""
     outer_grad: Literal["accumulate", "final"] = "accumulate"
@@ -43,7 +44,7 @@ class FewShotSpec(Spec):
     (the paper's compositional task descriptors)."""
     held_out_tasks: PositiveInt = 20
     """Tasks never trained on, for evaluation."""
-    shots: list[int] = Field(default=[0, 1, 5, 10, 20], max_length=16)
+    shots: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 5, 10, 20], min_length=1, max_length=16)
     """Numbers of examples that evaluation adapts with; 0: the embedding it begins with."""
     adaptation_steps: PositiveInt = 20
     """Steps on the embedding of an unseen task (our default)."""
@@ -51,6 +52,12 @@ class FewShotSpec(Spec):
     """Examples of each held-out task that evaluation predicts."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations; left out: after the last step alone."""
+
+    @model_validator(mode="after")
+    def _learns(self) -> FewShotSpec:
+        if self.inner_steps == 0 and self.outer_grad == "accumulate":
+            raise ValueError("innerSteps: 0 leaves no gradient to accumulate; give 1 or more, or outerGrad: final")
+        return self
 
     @property
     def passes(self) -> int:

@@ -16,8 +16,10 @@ from torch import Tensor
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.fewshot.baselines import MULTITASK, NO_ADAPTATION, Cavia, MatchingNetworks
 from trireme_trainer.fewshot.embedding import TaskEmbeddings, task_token
-from trireme_trainer.fewshot.episodes import EpisodeBatch, Episodes, tensors
+from trireme_trainer.fewshot.episodes import EpisodeBatch, Episodes, joined
+from trireme_trainer.fewshot.evaluate import Few, counts
 from trireme_trainer.fewshot.inner import adapt, answer_losses
 from trireme_trainer.fewshot.tasks import FAMILIES, IGNORED, TASK
 from trireme_trainer.objectives.few_shot import FewShot
@@ -57,10 +59,12 @@ def world() -> Iterator[World]:
     joined.leave()
 
 
-def objective(world: World, **few: Any) -> tuple[FewShot, LanguageModel, EpisodeBatch]:
+def objective(
+    world: World, kind: type[FewShot] = FewShot, **few: Any
+) -> tuple[FewShot, LanguageModel, EpisodeBatch]:
     recipe = make(**few)
     spec = Recipe.model_validate(recipe)
-    made = FewShot(spec, check_recipe(spec), world)
+    made = kind(spec, check_recipe(spec), world)
     with made.batches(0, 1, False) as batches:
         batch = batches.micro_batches(0)[0]
     assert isinstance(batch, EpisodeBatch)
@@ -103,28 +107,106 @@ def test_the_weights_gradient_is_the_hand_sum_at_constant_embeddings(world: Worl
     assert abs(float(loss) - float(last.detach())) < 1e-6
 
 
-def test_the_gradient_of_weights_is_first_order(world: World) -> None:
-    """Through the steps on the embedding (CAVIA) it would be another."""
-    made, model, batch = objective(world, outerGrad="final")
+def cavia_by_hand(model: LanguageModel, batch: EpisodeBatch, steps: int, z_1: Tensor) -> Tensor:
+    """Loss after `steps` steps from z_1, [1, 16], all of it one graph."""
+    for _ in range(steps):
+        loss = answer_losses(model, batch.tokens, batch.targets, z_1.expand(EXAMPLES, -1)).mean()
+        z_1 = z_1 - torch.autograd.grad(loss, [z_1], create_graph=True)[0]
+    return answer_losses(model, batch.tokens, batch.targets, z_1.expand(EXAMPLES, -1)).mean()
+
+
+def test_cavias_gradient_of_weights_is_second_order_and_tams_first(world: World) -> None:
+    """Against differences: a weight's derivative of the loss after the steps, and of it at their embeddings held."""
+    weight = "blocks.0.feed_forward.fc1.weight"
+    found = {}
+    for kind in (Cavia, FewShot):
+        made, model, batch = objective(world, kind, outerGrad="final")
+        made.learn(model, batch, torch.tensor(float(EXAMPLES)), None, lambda: None)
+        found[kind] = gradients(model)[weight]
+    direction = torch.sign(found[Cavia] - found[FewShot])
+    model, values = model.double(), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            model.get_parameter(weight).add_(sign * 1e-5 * direction)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            z = torch.zeros(1, 16, dtype=torch.float64, requires_grad=True)
+            values.append(float(cavia_by_hand(model, batch, 3, z).detach()))
+        with torch.no_grad():
+            model.get_parameter(weight).sub_(sign * 1e-5 * direction)
+    numeric = (values[0] - values[1]) / 2e-5
+    assert float((found[Cavia] * direction).sum()) == pytest.approx(numeric, rel=1e-2)
+    assert float((found[FewShot] * direction).sum()) != pytest.approx(numeric, rel=1e-1)
+
+
+def test_multitask_is_one_pass_for_weights_and_embedding_and_no_adaptation_moves_none(world: World) -> None:
+    made, model, batch = objective(world, **MULTITASK)
+    task = batch.tasks[0]
+    assert task is not None
     valid = torch.tensor(float(EXAMPLES))
     made.learn(model, batch, valid, None, lambda: None)
-    first = gradients(model)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        z = torch.zeros(1, 16, requires_grad=True)
-        for _ in range(3):
-            loss = answer_losses(model, batch.tokens, batch.targets, z.expand(EXAMPLES, -1)).mean()
-            z = z - torch.autograd.grad(loss, [z], create_graph=True)[0]
-        answer_losses(model, batch.tokens, batch.targets, z.expand(EXAMPLES, -1)).mean().backward()
-    second = gradients(model)
-    name = "blocks.0.feed_forward.fc1.weight"
-    assert float((first[name] - second[name]).norm()) > 1e-3 * float(first[name].norm())
+    z = torch.zeros(1, 16, requires_grad=True)
+    found = gradients(model)
+    answer_losses(model, batch.tokens, batch.targets, z.expand(EXAMPLES, -1)).mean().backward()
+    assert z.grad is not None
+    torch.testing.assert_close(made.embeddings.moved[task, :-1], -z.grad[0], rtol=1e-4, atol=1e-7)
+    for name, expected in gradients(model).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
+    blind, model, batch = objective(world, **NO_ADAPTATION)
+    blind.learn(model, batch, valid, None, lambda: None)
+    assert (blind.passes, blind.embeddings.keeps) == (1, False)
+    for name, expected in gradients(model).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7, msg=f"{name}: zero is what it reads")
+
+
+def test_matching_networks_look_answers_up(world: World) -> None:
+    """Asked for the very examples they know, they are right; with the answers of other examples they are not."""
+    made, model, batch = objective(world, MatchingNetworks, tasks="path-finding", shots=[1, 12], queries=20)
+    assert isinstance(made, MatchingNetworks)
+    asked = batch.targets != IGNORED
+    with torch.no_grad():
+        places = made._places(model, batch.tokens, asked)
+    answers = batch.targets[asked]
+    told = made._looked_up(places, answers, places)
+    torch.testing.assert_close(told.exp().sum(-1), torch.ones(len(answers)))
+    # Equal prompts and beginnings of answers have equal places: the nearest is one's own or its equal.
+    sharp = (told.argmax(-1) == answers).float().mean()
+    turned = (made._looked_up(places, answers.roll(1), places).argmax(-1) == answers).float().mean()
+    assert sharp > 0.9 > turned
+    made.learn(model, batch, torch.tensor(float(len(answers))), None, lambda: None)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    figures = made.evaluate(model, lambda: None)
+    assert all(0 < accuracy < 1 for accuracy in figures["accuracy"])
+    with pytest.raises(ValueError, match="leave out 0"):
+        objective(world, MatchingNetworks)
+
+
+def test_tasks_evaluated_at_once_are_as_one_by_one(world: World) -> None:
+    made, model, _ = objective(world, tasks="path-finding", adaptationSteps=3)
+    how, tasks = Few(4, 3, 1.0, 5), made.samples.held_out
+    together = made.learned_from(model, tasks, how)
+    alone = torch.cat([made.learned_from(model, [task], how) for task in tasks])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    assert (together[:, 1] > 5).all()
+    targets = torch.tensor([[IGNORED, 1], [2, 0], [IGNORED, 2]])
+    log_p = torch.tensor([[0.1, 0.8, 0.1], [0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]).log()
+    by_hand = torch.tensor([[1.0, 1, -np.log(0.8)], [1, 2, -np.log(0.25 * 0.5)], [1, 1, -np.log(0.6)]])
+    torch.testing.assert_close(counts(log_p, targets, 3), by_hand.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("few", "named"),
+    [({"innerSteps": 0}, "innerSteps"), ({"shots": [-1]}, "shots"), ({"shots": []}, "shots")],
+)
+def test_few_shot_settings_that_say_nothing_are_named(few: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Recipe.model_validate(make(**few))
 
 
 def test_adaptation_leaves_every_weight_bit_for_bit_and_without_a_gradient(world: World) -> None:
     made, model, batch = objective(world)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     begin = torch.zeros(16)
-    z = adapt(model, batch.tokens, batch.targets, begin, steps=5, learning_rate=1.0)
+    z = adapt(model, batch.tokens, batch.targets, begin[None], steps=5, learning_rate=1.0)[0]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
         assert parameter.grad is None, name
@@ -255,13 +337,13 @@ def test_the_embedding_is_what_tells_tasks_apart(world: World) -> None:
     samples = made.samples
     fitted = {}
     for task in samples.trained[::4][:6]:
-        tokens, targets = tensors(samples.support(task, 6))
-        fitted[task] = adapt(model, tokens, targets, torch.zeros(16), steps=10, learning_rate=1.0)
+        tokens, targets = joined([samples.support(task, 6)])
+        fitted[task] = adapt(model, tokens, targets, torch.zeros(1, 16), steps=10, learning_rate=1.0)[0]
 
     def loss(of: dict[int, Tensor]) -> float:
         total = 0.0
         for task, z in of.items():
-            tokens, targets = tensors(samples.queries(task, 20))
+            tokens, targets = joined([samples.queries(task, 20)])
             with torch.no_grad():
                 total += float(answer_losses(model, tokens, targets, z.expand(20, -1)).mean())
         return total / len(of)

@@ -74,6 +74,14 @@ class Episodes:
         """Examples of a task to predict."""
         return self.family.examples(task, count, _random(self.seed, _QUERY, task))
 
+    def supports(self, tasks: list[int], count: int, draw: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`support` of each task, one after the other: tokens and targets, [tasks · count, T]."""
+        return joined([self.support(task, count, draw) for task in tasks], device)
+
+    def all_queries(self, tasks: list[int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`queries` of each task, one after the other: tokens and targets, [tasks · count, T]."""
+        return joined([self.queries(task, count) for task in tasks], device)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the order and content of episodes; plain JSON, kept with a checkpoint."""
@@ -102,16 +110,15 @@ class EpisodeBatches(Batches):
         blank = self.episodes.family.examples(self.episodes.trained[0], self.episodes.examples, _random(0))
         blank.targets.fill(-100)
         rows = [blank if one is None else one[1] for one in drawn]
-        tokens, targets = tensors(Examples(*(np.concatenate(part) for part in zip(*map(_parts, rows), strict=True))))
+        tokens, targets = joined(rows)
         return EpisodeBatch(tokens, targets, [None if one is None else one[0] for one in drawn])
 
 
-def tensors(examples: Examples) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(examples.tokens), torch.from_numpy(examples.targets)
-
-
-def _parts(examples: Examples) -> tuple[Any, Any]:
-    return examples.tokens, examples.targets
+def joined(several: list[Examples], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of examples, those of one after those of another."""
+    tokens = torch.from_numpy(np.concatenate([examples.tokens for examples in several]))
+    targets = torch.from_numpy(np.concatenate([examples.targets for examples in several]))
+    return tokens.to(device), targets.to(device)
 
 
 def _random(*key: int) -> np.random.Generator:

@@ -34,14 +34,17 @@ def answers_of(targets_EJT: Tensor) -> Tensor:
 
 
 def adapt(
-    model: LanguageModel, tokens_JT: Tensor, targets_JT: Tensor, begin_D: Tensor, *, steps: int, learning_rate: float
+    model: LanguageModel, tokens_BT: Tensor, targets_BT: Tensor, begin_ED: Tensor, *, steps: int, learning_rate: float
 ) -> Tensor:
-    """The embedding of an unseen task after `steps` steps on its examples, [width]. Asks for the gradient of the
-    embedding alone: no weight gets one, and none changes."""
-    z_1D = begin_D[None].detach().clone()
+    """Embeddings of unseen tasks after `steps` steps on each one's own examples, [tasks, width]; rows are [tasks ·
+    examples]. Asks for the gradient of the embeddings alone: no weight gets one, and none changes."""
+    tasks = len(begin_ED)
+    examples = len(tokens_BT) // tasks
+    answers_E1 = answers_of(targets_BT.view(tasks, examples, -1))
+    z_ED = begin_ED.detach().clone()
     for _ in range(steps):
-        z_1D.requires_grad_(True)
-        loss = answer_losses(model, tokens_JT, targets_JT, z_1D.expand(len(tokens_JT), -1)).mean()
-        (gradient,) = torch.autograd.grad(loss, [z_1D])
-        z_1D = (z_1D - learning_rate * gradient).detach()
-    return z_1D[0]
+        z_ED.requires_grad_(True)
+        loss = answer_losses(model, tokens_BT, targets_BT, z_ED.repeat_interleave(examples, dim=0)).sum()
+        (gradient,) = torch.autograd.grad(loss, [z_ED])
+        z_ED = (z_ED - learning_rate * gradient / answers_E1).detach()
+    return z_ED

@@ -97,19 +97,18 @@ class FewShot(Objective):
         """Answers to queries of held-out tasks by number of examples adapted with, tasks dealt to ranks in turn: every
         rank makes as many passes, and a task of padding counts nothing."""
         spec, samples, world = self._spec, self.samples, self._world
+        at_once = max(1, self._recipe.batch.micro // max(spec.queries, *spec.shots))
+        places = [number * world.size + world.rank for number in range(-(-len(samples.held_out) // world.size))]
         counted = torch.zeros(len(spec.shots), 3, dtype=torch.float64)
-        rounds = -(-len(samples.held_out) // world.size)
         was, _ = model.training, model.eval()
-        for number in range(rounds):
-            alive()
-            place = number * world.size + world.rank
-            task = samples.held_out[place % len(samples.held_out)]
-            begin = self.embeddings.unseen(task, samples.trained)
+        for first in range(0, len(places), at_once):
+            part = places[first : first + at_once]
+            tasks = [samples.held_out[place % len(samples.held_out)] for place in part]
+            real = torch.tensor([[float(place < len(samples.held_out))] for place in part], dtype=torch.float64)
             for row, shots in enumerate(spec.shots):
+                alive()
                 how = Few(shots, spec.adaptation_steps, spec.inner_learning_rate, spec.queries)
-                found = few_shot(model, samples, task, begin, how)
-                if place < len(samples.held_out):
-                    counted[row] += found
+                counted[row] += (self.learned_from(model, tasks, how) * real).sum(0)
         model.train(was)
         right, asked, loss = world.sum(counted.flatten().tolist()).view(-1, 3).T.tolist()
         return {
@@ -117,3 +116,8 @@ class FewShot(Objective):
             "accuracy": [round(r / a, 6) for r, a in zip(right, asked, strict=True)],
             "answerLoss": [round(x / a, 6) for x, a in zip(loss, asked, strict=True)],
         }  # fmt: skip
+
+    def learned_from(self, model: LanguageModel, tasks: list[int], how: Few) -> Tensor:
+        """What `how.shots` examples of each task tell of its queries, on the host: [tasks, 3] as `counts` has it."""
+        begin_ED = torch.stack([self.embeddings.unseen(task, self.samples.trained) for task in tasks])
+        return few_shot(model, self.samples, tasks, begin_ED, how)
