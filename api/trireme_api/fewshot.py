@@ -46,6 +46,8 @@ class FewShotSpec(Spec):
     """Tasks never trained on, for evaluation."""
     shots: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 5, 10, 20], min_length=1, max_length=16)
     """Numbers of examples that evaluation adapts with; 0: the embedding it begins with."""
+    draws: PositiveInt = 1
+    """Times those examples are drawn; figures are means over them."""
     adaptation_steps: PositiveInt = 20
     """Steps on the embedding of an unseen task (our default)."""
     queries: PositiveInt = 50

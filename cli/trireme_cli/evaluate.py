@@ -60,7 +60,8 @@ def evaluate(
     draws: int, seed: int, step: int | None, tokenizer: Path | None, length: int | None, dtype: str,
     no_document_start: bool, as_json: bool, **numbers: Any,
 ) -> None:  # fmt: skip
-    """Measure a causal language model: perplexity of held-out text, and tasks answered by log-likelihood.
+    """Measure a causal language model: perplexity of held-out text, and tasks answered by log-likelihood. Of a model
+    trained with objective few-shot, without --data and --task: its own held-out tasks, learned from --shots examples.
 
     MODEL is a checkpoint root, as in checkpoint.uri (a path, pvc://claim/dir or any fsspec URL; its job may be
     running), or a local Hugging Face Transformers directory. Runs in this process, on a GPU where there is one.
@@ -71,11 +72,13 @@ def evaluate(
       trireme evaluate out/checkpoints --data en=corpus/en --data sw=corpus/sw --json
       trireme evaluate facebook-opt-125m/ --task copa.yaml --shots 0 --shots 4 --draws 5
       trireme evaluate out/checkpoints --step 5000 --task lambada.yaml --tokenizer corpus/tokenizer.json
+      trireme evaluate out/few-shot --shots 0 --shots 5 --shots 20 --draws 3
 
     Exit code 65: something cannot be evaluated; 74: checkpoint not usable.
     """
     if not sources and not tasks:
-        raise click.UsageError("nothing to evaluate; give --data DIR or --task FILE")
+        _few_shot(model, step, as_json, list(dict.fromkeys(shots)), draws, numbers["limit"])
+        return
     import torch
     from trireme_trainer.checkpoint import CheckpointError
     from trireme_trainer.data.errors import DataError
@@ -115,4 +118,47 @@ def evaluate(
     of = f", step {loaded.step}" if loaded.step is not None else ""
     click.echo(f"{model}: {loaded.config.family}{of}, {loaded.config.parameters().total:,} parameters, {seconds:.1f} s")
     for line in lines(found):
+        click.echo(f"  {line}")
+
+
+_OF_TEXT = ("tokens", "split", "seed", "tokenizer", "length", "sequences", "dtype", "no_document_start")
+
+
+def _few_shot(model: str, step: int | None, as_json: bool, shots: list[int], draws: int, limit: int | None) -> None:
+    """Held-out tasks of a few-shot checkpoint, learned by the settings it was trained with."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for name in _OF_TEXT:
+        if context.get_parameter_source(name) is given:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} is of --data and --task; give one of these, or leave it out")
+    if Path(model, "config.json").is_file():
+        raise click.UsageError("nothing to evaluate; give --data DIR or --task FILE")
+    import torch
+    from trireme_trainer.checkpoint import CheckpointError
+    from trireme_trainer.data.errors import DataError
+    from trireme_trainer.families.convert import ConversionError
+    from trireme_trainer.fewshot import trained
+    from trireme_trainer.storage import StorageError
+
+    settings: dict[str, Any] = {"draws": draws, **({"queries": limit} if limit else {})}
+    if context.get_parameter_source("shots") is given:
+        settings["shots"] = shots
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    begin = time.monotonic()
+    try:
+        loaded = trained.load(model, step, settings, device=device)
+    except CheckpointError as error:
+        raise _CheckpointProblem(str(error)) from None
+    except (ConversionError, DataError, StorageError) as error:
+        raise _Refused(str(error)) from None
+    found = loaded.objective.evaluate(loaded.model, lambda: None)
+    seconds = time.monotonic() - begin
+    if as_json:
+        about = {"model": model, "family": loaded.config.family, "step": loaded.step, "draws": draws}
+        click.echo(json.dumps({**about, **found, "seconds": round(seconds, 3)}, indent=1))
+        return
+    total = loaded.config.parameters().total
+    click.echo(f"{model}: {loaded.config.family}, step {loaded.step}, {total:,} parameters, {seconds:.1f} s")
+    for line in trained.lines(found):
         click.echo(f"  {line}")

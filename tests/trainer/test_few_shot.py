@@ -3,6 +3,7 @@ gradient against a hand sum, the task read from its embedding alone, the same tr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from gang import Gang
 from reference import fresh_model
 from torch import Tensor
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
+from trireme_cli.evaluate import evaluate
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.fewshot.baselines import MULTITASK, NO_ADAPTATION, Cavia, MatchingNetworks
 from trireme_trainer.fewshot.embedding import TaskEmbeddings, task_token
@@ -373,3 +376,21 @@ def test_a_job_trains_alike_on_two_ranks_and_resumes(tmp_path: Path) -> None:
     assert [event["step"] for event in told] == [3, 6]
     assert again[-1]["answerLoss"] == pytest.approx(told[-1]["answerLoss"], abs=1e-4)
     assert torch.isfinite(torch.tensor(told[-1]["answerLoss"])).all()
+    # The command measures the same of the checkpoint, embeddings of primitives included.
+    root = tmp_path / "one" / "checkpoints"
+    figures = evaluated(root, "--json")
+    assert (figures["step"], figures["shots"]) == (6, [0, 4])
+    assert figures["answerLoss"] == pytest.approx(told[-1]["answerLoss"], abs=1e-5)
+    assert figures["accuracy"] == pytest.approx(told[-1]["accuracy"], abs=1e-5)
+    more = evaluated(root, "--shots", "0", "--shots", "2", "--draws", "3", "--limit", "7", "--json")
+    assert more["shots"] == [0, 2]
+    assert more["answerLoss"][0] == pytest.approx(evaluated(root, "--limit", "7", "--json")["answerLoss"][0], abs=1e-5)
+    assert "unseen tasks, 4 examples" in CliRunner().invoke(evaluate, [str(root)]).output
+    refused = CliRunner().invoke(evaluate, [str(root), "--seed", "2"])
+    assert (refused.exit_code, "--seed is of --data" in refused.output) == (2, True)
+
+
+def evaluated(root: Path, *options: str) -> dict[str, Any]:
+    done = CliRunner().invoke(evaluate, [str(root), *options])
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))

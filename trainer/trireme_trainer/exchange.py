@@ -70,11 +70,17 @@ def read_checkpoint(
     store = CheckpointStore(uri)
     config = describe(store, step)
     check(config)
-    weights = _empty_weights(config)
-    loaded = load_newest(store, Ranks(), flatten({"model": weights}), strict=False, at_most=step)
+    weights = empty_weights(config)
+    return config, load_into(store, step, {"model": weights}), weights
+
+
+def load_into(store: CheckpointStore, step: int | None, state: Mapping[str, Any]) -> int:
+    """Reads that part of the newest good checkpoint, or of the one of `step`, into the tensors of `state`. Returns its
+    step. Raises CheckpointError."""
+    loaded = load_newest(store, Ranks(), flatten(state), strict=False, at_most=step)
     if loaded is None or (step is not None and loaded.step != step):
         raise CheckpointError(f"{store.files.path('')}: the checkpoint of step {step} is not usable")
-    return config, loaded.step, weights
+    return loaded.step
 
 
 def _check_rows(config: ModelConfig, vocabulary_size: int | None) -> None:
@@ -119,6 +125,19 @@ def _meta(config: ModelConfig, source: Path) -> dict[str, Any]:
 
 def describe(store: CheckpointStore, step: int | None) -> ModelConfig:
     """The model of the newest checkpoint, or of the one of `step`. Raises CheckpointError, ConversionError."""
+    path, meta = read_meta(store, step)
+    model = meta.get("model")
+    if not isinstance(model, Mapping):
+        raise ConversionError(f"{path}: does not say which model it is of; is it your script's?")
+    try:
+        return restore(model)
+    except InvalidSpec as error:
+        raise ConversionError(f"{path}: {error}") from None
+
+
+def read_meta(store: CheckpointStore, step: int | None) -> tuple[str, Mapping[str, Any]]:
+    """(path, meta) of the newest checkpoint whose manifest can be read, or of the one of `step`. Raises
+    CheckpointError."""
     where = store.files.path("")
     candidates = [c for c in store.candidates() if step is None or c.step == step] if store.exists() else []
     if not candidates:
@@ -130,17 +149,11 @@ def describe(store: CheckpointStore, step: int | None) -> ModelConfig:
         if manifest is None:
             problems.append(str(problem))
             continue
-        model = manifest.meta.get("model")
-        if not isinstance(model, Mapping):
-            raise ConversionError(f"{candidate.path}: does not say which model it is of; is it your script's?")
-        try:
-            return restore(model)
-        except InvalidSpec as error:
-            raise ConversionError(f"{candidate.path}: {error}") from None
+        return candidate.path, manifest.meta
     raise CheckpointError("; ".join(problems))
 
 
-def _empty_weights(config: ModelConfig) -> dict[str, Tensor]:
+def empty_weights(config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in build(config).named_parameters()}
     return {name: torch.empty(shape, dtype=torch.float32) for name, shape in shapes.items()}

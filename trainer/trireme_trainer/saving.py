@@ -277,6 +277,7 @@ class Saver:
             "batchTokens": self._recipe.batch.tokens,
             "data": self._samples.identity,
             "stability": self._stability.saved(),
+            **self._objective.described(),
             "model": {"family": self._config.family, "preset": self._recipe.model.preset, **self._config.model_dump()},
         }
 

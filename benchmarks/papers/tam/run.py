@@ -62,9 +62,9 @@ METHODS = {
         {"innerSteps": INNER, "outerGrad": "accumulate", "embedding": "compositional"}, colour="tab:red"
     ),
 }  # fmt: skip
-PASSES = {"classification": 2400, "transduction": 2400, "path-finding": 600}
+PASSES = {"classification": 600, "transduction": 600, "path-finding": 600}
 """Forward and backward passes of a training, the same for every method."""
-LENGTHS = {"classification": 8, "transduction": 9, "path-finding": 14}
+LENGTHS = {"classification": 10, "transduction": 13, "path-finding": 14}
 HELD_OUT = {"classification": 16, "transduction": 16, "path-finding": 12}
 EXAMPLES, TASKS, QUERIES = 20, 4, 50
 
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of weights")
     parser.add_argument("--inner", type=float, default=1.0, help="learning rate of embeddings")
     parser.add_argument("--adapt", type=int, default=20, help="steps on the embedding of an unseen task")
-    parser.add_argument("--draws", type=int, default=3, help="of the examples to adapt with")
+    parser.add_argument("--draws", type=int, default=1, help="of the examples to adapt with")
     parser.add_argument("--only", nargs="+", default=list(LENGTHS), choices=list(LENGTHS), help="kinds of tasks")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--quick", action="store_true", help="a seed, a tenth of the training; keeps nothing")
@@ -223,8 +223,8 @@ def main() -> None:
     if options.quick:
         options.seeds, options.draws = 1, 1
     torch.set_num_threads(1)
-    shape = {name: getattr(options, name) for name in ("passes", "width", "rate", "inner", "adapt", "draws")}
-    shape |= {"passesByFamily": PASSES, "length": LENGTHS}
+    shape = {name: getattr(options, name) for name in ("width", "rate", "inner", "adapt", "draws")}
+    shape |= {"lengths": LENGTHS, "heldOut": HELD_OUT}
     result: dict[str, Any] = {"machine": processes.machine(), "shape": shape, "runs": {}}
     if options.output.exists() and keeps:
         known = json.loads(options.output.read_text())
@@ -235,11 +235,11 @@ def main() -> None:
         for family in options.only:
             for name in options.methods:
                 told = key(family, name, seed)
-                if told in result["runs"]:
-                    continue
                 passes = options.passes or PASSES[family] // (1 if keeps else 10)
+                if result["runs"].get(told, {}).get("passes") == passes:
+                    continue
                 made = recipe(family, METHODS[name], seed, passes, options)
-                result["runs"][told] = run(made, METHODS[name], options.draws)
+                result["runs"][told] = {"passes": passes, **run(made, METHODS[name], options.draws)}
                 if keeps:
                     options.output.write_text(json.dumps(result, indent=1) + "\n")
                 row = result["runs"][told]

@@ -59,6 +59,10 @@ class Objective(ABC):
         """What it learned beside the model, the live tensors, equal on every rank; loading writes in place."""
         return {}
 
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of it beside its samples, to evaluate it by; plain JSON."""
+        return {}
+
     def reset(self) -> None:  # noqa: B027
         """Back to what it began with."""
 

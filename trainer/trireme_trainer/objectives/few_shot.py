@@ -86,6 +86,9 @@ class FewShot(Objective):
     def state_dict(self) -> dict[str, Tensor]:
         return {"embeddings": self.embeddings.table} if self.embeddings.keeps else {}
 
+    def described(self) -> dict[str, Any]:
+        return {"fewShot": self._spec.model_dump(mode="json", by_alias=True)}
+
     def reset(self) -> None:
         self.embeddings.reset()
 
@@ -106,9 +109,10 @@ class FewShot(Objective):
             tasks = [samples.held_out[place % len(samples.held_out)] for place in part]
             real = torch.tensor([[float(place < len(samples.held_out))] for place in part], dtype=torch.float64)
             for row, shots in enumerate(spec.shots):
-                alive()
-                how = Few(shots, spec.adaptation_steps, spec.inner_learning_rate, spec.queries)
-                counted[row] += (self.learned_from(model, tasks, how) * real).sum(0)
+                for draw in range(spec.draws if shots else 1):
+                    alive()
+                    how = Few(shots, spec.adaptation_steps, spec.inner_learning_rate, spec.queries, draw)
+                    counted[row] += (self.learned_from(model, tasks, how) * real).sum(0)
         model.train(was)
         right, asked, loss = world.sum(counted.flatten().tolist()).view(-1, 3).T.tolist()
         return {
