@@ -1,7 +1,7 @@
 """TAM (2012.09543) in miniature: accuracy on unseen tasks against the number of examples, beside every baseline, on the
 three kinds of generated tasks.
 
-    python benchmarks/papers/tam/run.py             # about half an hour on one core
+    python benchmarks/papers/tam/run.py             # ten minutes on one core
     python benchmarks/papers/tam/run.py --quick     # one seed, a tenth of the training; prints, keeps nothing
 
 All methods make as many passes over their episodes: one that takes four steps on an embedding per step on the weights
@@ -39,6 +39,8 @@ sys.path.insert(0, str(HERE.parent))
 import processes  # noqa: E402
 
 Runs = dict[str, dict[str, Any]]
+TABLES = (("accuracy %", "accuracy", 100, 1), ("nats per answer token", "nats", 1, 2))
+"""Title, figure of a run, factor, digits."""
 SHOTS = (0, 1, 2, 5, 10, 20)
 
 
@@ -62,9 +64,9 @@ METHODS = {
         {"innerSteps": INNER, "outerGrad": "accumulate", "embedding": "compositional"}, colour="tab:red"
     ),
 }  # fmt: skip
-PASSES = {"classification": 600, "transduction": 600, "path-finding": 600}
+PASSES = {"classification": 2400, "transduction": 600, "path-finding": 600}
 """Forward and backward passes of a training, the same for every method."""
-LENGTHS = {"classification": 10, "transduction": 13, "path-finding": 14}
+LENGTHS = {"classification": 8, "transduction": 13, "path-finding": 14}
 HELD_OUT = {"classification": 16, "transduction": 16, "path-finding": 12}
 EXAMPLES, TASKS, QUERIES = 20, 4, 50
 
@@ -138,23 +140,25 @@ def key(family: str, method: str, seed: int) -> str:
 
 
 def of(runs: Runs, family: str, method: str, seeds: list[int], what: str, shots: int) -> list[float]:
-    return [runs[key(family, method, seed)][what][str(shots)] for seed in seeds]
+    """By seed, as far as it was run."""
+    told = (runs.get(key(family, method, seed), {}).get(what, {}) for seed in seeds)
+    return [found[str(shots)] for found in told if str(shots) in found]
 
 
 def summary(runs: Runs, families: list[str], seeds: list[int]) -> list[str]:
     """Per family: accuracy and nats by number of examples; what is monotone in it; what the training took."""
     lines = []
     for family in families:
-        for title, what, scale, digits in (("accuracy %", "accuracy", 100, 1), ("nats per answer token", "nats", 1, 2)):
+        for title, what, scale, digits in TABLES:
             lines += ["", f"| {family}, {title} | {' | '.join(f'k = {k}' for k in SHOTS)} |", "|---" + "|--:" * 6 + "|"]
             for name, method in METHODS.items():
                 cells = []
                 for shots in SHOTS:
-                    if shots not in method.shots:
+                    found = [scale * value for value in of(runs, family, name, seeds, what, shots)]
+                    if not found:
                         cells.append("")
                         continue
-                    found = [scale * value for value in of(runs, family, name, seeds, what, shots)]
-                    around = f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if shots in (0, 1, 20) else ""
+                    around = f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if len(found) > 1 and shots in (0, 1, 20) else ""
                     cells.append(f"{statistics.mean(found):.{digits}f}{around}")
                 lines.append(f"| {name} | {' | '.join(cells)} |")
     names, rule = " | ".join(families), "|---" + "|--:" * len(families) + "|"
@@ -165,18 +169,17 @@ def summary(runs: Runs, families: list[str], seeds: list[int]) -> list[str]:
             continue
         cells = []
         for family in families:
-            pairs = [
-                (runs[key(family, name, seed)]["accuracy"][str(a)], runs[key(family, name, seed)]["accuracy"][str(b)])
-                for seed in seeds for a, b in itertools.pairwise(ks)
-            ]  # fmt: skip
+            pairs = []
+            for seed in seeds:
+                curve = [of(runs, family, name, [seed], "accuracy", k) for k in ks]
+                pairs += [(a[0], b[0]) for a, b in itertools.pairwise(curve) if a and b]
             cells.append(f"{sum(b > a for a, b in pairs)} of {len(pairs)}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"| seconds of training, median | {names} |", rule]
     for name in METHODS:
-        took = [
-            statistics.median(runs[key(family, name, seed)]["trainingSeconds"] for seed in seeds) for family in families
-        ]
-        lines.append(f"| {name} | {' | '.join(f'{seconds:.0f}' for seconds in took)} |")
+        told = [[runs.get(key(family, name, seed), {}) for seed in seeds] for family in families]
+        took = [[run["trainingSeconds"] for run in each if "trainingSeconds" in run] for each in told]
+        lines.append(f"| {name} | {' | '.join(f'{statistics.median(each):.0f}' if each else '' for each in took)} |")
     return lines
 
 
@@ -191,6 +194,8 @@ def plot(runs: Runs, families: list[str], seeds: list[int], path: Path) -> None:
     for panel, family in zip(panels, families, strict=True):
         for name, method in METHODS.items():
             seen = [of(runs, family, name, seeds, "accuracy", shots) for shots in method.shots]
+            if not all(seen):
+                continue
             means = [100 * statistics.mean(found) for found in seen]
             if len(means) == 1:
                 panel.axhline(means[0], color=method.colour, linestyle=":", label=name)
@@ -235,7 +240,7 @@ def main() -> None:
         for family in options.only:
             for name in options.methods:
                 told = key(family, name, seed)
-                passes = options.passes or PASSES[family] // (1 if keeps else 10)
+                passes = (options.passes or PASSES[family]) // (1 if keeps else 10)
                 if result["runs"].get(told, {}).get("passes") == passes:
                     continue
                 made = recipe(family, METHODS[name], seed, passes, options)
@@ -244,10 +249,10 @@ def main() -> None:
                     options.output.write_text(json.dumps(result, indent=1) + "\n")
                 row = result["runs"][told]
                 print(f"{told}: {row['accuracy']}, loss {row['trainingLoss']}, {row['seconds']} s", flush=True)
-    if options.methods == list(METHODS):
-        print("\n".join(summary(result["runs"], options.only, seeds)))
-        if keeps and options.only == list(LENGTHS):
-            plot(result["runs"], options.only, seeds, options.output.with_suffix(".svg"))
+    seeds = sorted({int(name.rpartition(" ")[2]) for name in result["runs"]})
+    print("\n".join(summary(result["runs"], list(LENGTHS), seeds)))
+    if keeps:
+        plot(result["runs"], list(LENGTHS), seeds, options.output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
