@@ -151,14 +151,15 @@ def summary(runs: Runs, families: list[str], seeds: list[int]) -> list[str]:
     for family in families:
         for title, what, scale, digits in TABLES:
             lines += ["", f"| {family}, {title} | {' | '.join(f'k = {k}' for k in SHOTS)} |", "|---" + "|--:" * 6 + "|"]
-            for name, method in METHODS.items():
+            for name in METHODS:
                 cells = []
                 for shots in SHOTS:
                     found = [scale * value for value in of(runs, family, name, seeds, what, shots)]
                     if not found:
                         cells.append("")
                         continue
-                    around = f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if len(found) > 1 and shots in (0, 1, 20) else ""
+                    spread = len(found) > 1 and shots in (0, 1, 20)
+                    around = f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if spread else ""
                     cells.append(f"{statistics.mean(found):.{digits}f}{around}")
                 lines.append(f"| {name} | {' | '.join(cells)} |")
     names, rule = " | ".join(families), "|---" + "|--:" * len(families) + "|"
