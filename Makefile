@@ -64,6 +64,10 @@ bench-alma: venv ## ALMA in miniature: error against waiting time, growth; ARGS=
 bench-alma-lm: venv ## the same of language models that grow; ARGS=--quick for seconds
 	@$(PY) benchmarks/papers/alma/language.py $(ARGS)
 
+.PHONY: papers
+papers: venv ## every paper in miniature, with the time of each; ARGS="opt moe" for some
+	@$(PY) benchmarks/papers/all.py $(ARGS)
+
 .PHONY: chaos chaos-local
 N ?= 5
 chaos: venv ## break a job on the local cluster in every way, N=5 times each; table in docs/chaos.md

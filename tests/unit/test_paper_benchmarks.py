@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "papers"))
-import text
+PAPERS = Path(__file__).resolve().parents[2] / "benchmarks" / "papers"
+sys.path.insert(0, str(PAPERS))
+import text  # noqa: E402
 
 
 def test_the_text_is_prose_and_the_same_each_time() -> None:
@@ -21,3 +23,11 @@ def test_docstrings_of_a_module() -> None:
     source = '"""Of the module."""\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of a method."""\n'
     assert text.docstrings(source) == ["Of the module.", "Of a class.", "Of a method."]
     assert text.docstrings("x = (") == []
+
+
+def test_the_page_of_papers_links_miniatures_that_can_be_run() -> None:
+    linked = re.findall(r"\]\(([a-z]+)/README\.md\)", (PAPERS / "README.md").read_text())
+    assert len(linked) >= 4
+    for name in linked:
+        assert (PAPERS / name / "README.md").is_file(), name
+        assert (PAPERS / name / "run.py").is_file(), name

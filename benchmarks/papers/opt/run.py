@@ -1,4 +1,4 @@
-"""OPT (2205.01068) in miniature: does the loss fall with size, at equal tokens? Five sizes, the same text, seeds.
+"""OPT (2205.01068) in miniature: does the loss fall with size, at equal tokens? Four sizes, the same text, seeds.
 
     python benchmarks/papers/opt/run.py             # some minutes on one idle core
     python benchmarks/papers/opt/run.py --steps 2000 --widths 64 128 256 512   # where there is time
@@ -32,7 +32,7 @@ import processes  # noqa: E402
 import text  # noqa: E402
 
 VOCABULARY, LENGTH, ROWS, LAYERS = 512, 64, 16, 2
-WIDTHS = [8, 16, 32, 64, 96]
+WIDTHS = [8, 16, 32, 64]
 HELD_OUT = 128
 """Blocks of held-out text."""
 Runs = dict[str, dict[str, Any]]
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-3, 2e-2], help="peak learning rates tried")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-2, 2e-2], help="peak learning rates tried")
     parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
     parser.add_argument("--output", type=Path, default=HERE / "result.json")
     options = parser.parse_args()
