@@ -80,9 +80,12 @@ chaos-local: venv ## the same with local processes instead of containers: faster
 docs: venv ## regenerate what is generated: the CRD, the references of API and metrics
 	@$(PY) -m trireme_api.crd
 
-.PHONY: dashboards
+.PHONY: dashboards dashboard-pictures
 dashboards: venv ## regenerate the Grafana dashboards from dashboards/*.py
 	@$(PY) -m dashboards
+
+dashboard-pictures: venv ## train here for minutes and draw the panels from a real Prometheus into docs/images
+	@$(PY) tests/monitoring/pictures.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove the environment, caches and build results (the local cluster: make cluster-down)

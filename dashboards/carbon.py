@@ -10,7 +10,7 @@ IN = 'namespace=~"$namespace"'
 ENERGY = f"max by (namespace, job) (trireme_job_energy_joules{{{IN}}})"
 GRAMS = f"sum by (namespace, job) (max by (namespace, job, scope) (trireme_job_carbon_grams{{{IN}}}))"
 TOKENS = f"max by (namespace, job) (trireme_job_tokens{{{IN}}})"
-POWER = f"namespace_job_part:trireme_power_watts:rate_5m{{{IN}}}"
+POWER = f"namespace_job_part:trireme_power_watts:rate_2m{{{IN}}}"
 NAME = "{{namespace}}/{{job}}"
 
 
@@ -39,7 +39,7 @@ def _now() -> list[Any]:
 
 def _flow() -> list[Any]:
     return [
-        over_time("Power by job", "Mean of 5 minutes.", "watt", (f"sum by (namespace, job) ({POWER})", NAME),
+        over_time("Power by job", "Mean of 2 minutes.", "watt", (f"sum by (namespace, job) ({POWER})", NAME),
                   span=12, stacked=True, low=0),
         over_time("Power by part", "GPUs, CPUs, memory.", "watt", (f"sum by (part) ({POWER})", "{{part}}"),
                   span=12, stacked=True, low=0),
@@ -60,7 +60,7 @@ def _jobs() -> list[Any]:
         bars("Budget used", "Share of the CO2e that the job may cause.", "percentunit", (f"{GRAMS} / {budget}", NAME),
              high=1, steps=((None, "green"), (0.75, "orange"), (0.9, "red"))),
         bars("Per million tokens", "CO2e for each million tokens, the ten highest.", "massg",
-             (f"topk(10, {GRAMS} / ({TOKENS} > 0) * 1e6)", NAME)),
+             (f"topk(10, max by (namespace, job) (trireme_job_carbon_grams_per_million_tokens{{{IN}}}))", NAME)),
     ]  # fmt: skip
 
 

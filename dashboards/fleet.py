@@ -49,6 +49,7 @@ def _now() -> list[Any]:
 
 
 def _jobs() -> list[Any]:
+    moved = f"max by (namespace, job, state) (clamp_min(delta(trireme_job_seconds_total{{{IN}}}[5m]), 0))"
     unsaved = f"namespace_job:trireme_unsaved_seconds{{{IN}}}"
     return [
         listing("Jobs", "Jobs that have not ended.", (
@@ -68,10 +69,9 @@ def _jobs() -> list[Any]:
                   stacked=True, low=0, colors=PHASES),
         over_time("Throughput", "Valid tokens per second of each job.", "short",
                   (each("tokens_per_second"), "{{namespace}}/{{job}}"), stacked=True, low=0),
-        over_time("Time by state", "Seconds of jobs per second, by state; over 5 minutes.", "none", (
-                  "sum by (state) (max by (namespace, job, state) "
-                  f"(clamp_min(delta(trireme_job_seconds_total{{{IN}}}[5m]), 0))) / 300", "{{state}}"),
-                  stacked=True, low=0, colors=STATES),
+        over_time("Time by state", "Shares of all jobs' last 5 minutes that went into each state.", "percentunit",
+                  (f"sum by (state) ({moved}) / scalar(sum({moved}))", "{{state}}"), stacked=True, low=0, high=1,
+                  colors=STATES),
     ]  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def _operator() -> list[Any]:
     return [
         row("Operator"),
         over_time("Leader", "1 on the replica that leads.", "none", ("trireme_leader", "{{instance}}"), low=0, high=2),
-        over_time("Queue", "How late the latest job is, and how many wait.", "s",
-                  ("max(trireme_queue_oldest_seconds)", "oldest"), ("max(trireme_queue_depth)", "jobs"), low=0),
+        over_time("Queue", "How many jobs wait to be looked at, and for how many seconds the latest is late.", "none",
+                  ("max(trireme_queue_depth)", "jobs"), ("max(trireme_queue_oldest_seconds)", "seconds late"), low=0),
         over_time("Reconcile", "One look at a job, writes included.", "s",
                   *((f"histogram_quantile({q}, sum by (le) (rate(trireme_reconcile_seconds_bucket[5m])))", name)
                     for q, name in ((0.5, "median"), (0.99, "p99"))), low=0),

@@ -75,10 +75,11 @@ def _training() -> list[Any]:
 
 
 def _time() -> list[Any]:
+    moved = f"clamp_min(delta(trireme_job_seconds_total{{{JOB}}}[5m]), 0)"
     return [
         row("Where time goes"),
-        over_time("Time by state", "Of each second, how much went into what; over 5 minutes.", "percentunit",
-                  (f'max by (state) (clamp_min(delta(trireme_job_seconds_total{{{JOB}}}[5m]), 0)) / 300', "{{state}}"),
+        over_time("Time by state", "Shares of the last 5 minutes that went into each state.", "percentunit",
+                  (f"max by (state) ({moved}) / scalar(sum(max by (state) ({moved})))", "{{state}}"),
                   span=16, stacked=True, low=0, high=1, colors=STATES),
         bars("Since the start", "All of the job's time by state.", "s",
              (f"max by (state) (trireme_job_seconds_total{{{JOB}}}) > 0", "{{state}}")),
@@ -131,8 +132,8 @@ def _checkpoints() -> list[Any]:
 def _footprint() -> list[Any]:
     return [
         row("Energy and carbon"),
-        over_time("Power", "By part, mean of 5 minutes; parts without a counter are left out.", "watt",
-                  (f"namespace_job_part:trireme_power_watts:rate_5m{{{JOB}}}", "{{part}}"), stacked=True, low=0),
+        over_time("Power", "By part, mean of 2 minutes; parts without a counter are left out.", "watt",
+                  (f"namespace_job_part:trireme_power_watts:rate_2m{{{JOB}}}", "{{part}}"), stacked=True, low=0),
         over_time("CO2e", "Of all attempts, and what the job may cause.", "massg",
                   (f"max by (scope) (trireme_job_carbon_grams{{{JOB}}})", "{{scope}}"),
                   (one("carbon_budget_grams"), "budget"), low=0),

@@ -177,8 +177,7 @@ _OPERATOR = (
               "LISTs since that event that found what no event had told.", "resource"),
     _operator("coordinator_answers_total", COUNTER, "answers", "Answers to agents by HTTP status.", "code"),
     _operator("coordinator_waiting_agents", GAUGE, "agents", "Agents in a long poll."),
-    _operator("recovery_seconds", HISTOGRAM, "s", "Parts of each recovery, all jobs.", "phase", buckets=_RECOVERY,
-              when="after a failure"),
+    _operator("recovery_seconds", HISTOGRAM, "s", "Parts of each recovery, all jobs.", "phase", buckets=_RECOVERY),
     _operator("carbon_grams_total", COUNTER, "g CO2e",
               "CO2e accounted since this replica started, all jobs; scope is operational or embodied.", "scope"),
 )  # fmt: skip

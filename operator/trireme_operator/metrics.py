@@ -13,6 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from trireme_api.job import RecoveryPhases
 from trireme_api.metrics import METRICS
 
 from trireme_operator.job_metrics import JobCollector as JobCollector
@@ -44,6 +45,8 @@ class Metrics:
         self.answers = self._counter("trireme_coordinator_answers_total")
         self.polling = self._gauge("trireme_coordinator_waiting_agents")
         self.recovery_seconds = self._histogram("trireme_recovery_seconds")
+        for phase in RecoveryPhases.model_fields:  # from 0 on: `increase` does not see a series' first value
+            self.recovery_seconds.labels(phase)
         self.carbon = self._counter("trireme_carbon_grams_total")
         for scope in ("operational", "embodied"):
             self.carbon.labels(scope)
