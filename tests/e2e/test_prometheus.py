@@ -33,8 +33,8 @@ INTERVAL = "10s"
 
 
 class Ways:
-    """What Prometheus needs to reach pods from outside the cluster: which there are, by their own addresses, and an HTTP
-    proxy that asks for a page inside the pod, for the machine itself has no way to them."""
+    """How Prometheus reaches pods from outside the cluster: it is told of them by their own addresses, and its requests
+    are made inside the pod, for the machine itself has no way to them."""
 
     def __init__(self, target: Target, folder: Path) -> None:
         self._target, self._folder = target, folder
