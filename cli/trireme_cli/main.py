@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _EXTRAS = {
-    "trainer": {"torch", "numpy", "tokenizers", "safetensors", "fsspec"},
+    "trainer": {"torch", "numpy", "tokenizers", "sentencepiece", "safetensors", "fsspec"},
     "operator": {"kopf", "kubernetes", "aiohttp", "cryptography"},
 }
 

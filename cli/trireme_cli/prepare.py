@@ -25,7 +25,14 @@ class _DataProblem(click.ClickException):
 @click.command()
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--output", "-o", metavar="DIR", help="Where the corpus goes: a local directory or pvc://claim/dir.")
-@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json to use. Left out: one is trained on the corpus.")
+@click.option("--tokenizer", metavar="FILE", help="A tokenizer.json or SentencePiece model. Left out: one is trained.")
+@click.option(
+    "--train-tokenizer",
+    type=click.Choice(["byte-bpe", "sentencepiece"]),
+    default="byte-bpe",
+    show_default=True,
+    help="What is trained where none is given.",
+)
 @click.option("--vocabulary", default=8192, show_default=True, help="The most tokens a trained tokenizer may have.")
 @click.option("--tokenizer-bytes", default=1 << 30, show_default=True, help="Most text it is trained on.")
 @click.option("--end-of-document", metavar="TOKEN", help="Ends each document. Left out: </s>, or what the file has.")
@@ -111,6 +118,9 @@ def _summary(directory: str, manifest: Manifest, seconds: float) -> str:
         f"fingerprint  {manifest.fingerprint}",
         f"time         {seconds:.1f} s",
     ]
+    if unknown := manifest.tokenizer.unknown_tokens:
+        share = unknown / manifest.train.tokens
+        lines.append(f"note         {unknown:,} tokens ({share:.2%}) are <unk>: text that the tokenizer cannot write")
     if manifest.input.skipped_empty_documents:
         lines.append(f"skipped      {manifest.input.skipped_empty_documents:,} empty documents")
     if not manifest.valid.documents and manifest.input.options["validFraction"]:

@@ -170,16 +170,16 @@ class TestText:
 
 class TestSpecialTokens:
     def test_a_prepared_tokenizer_has_a_mask_token_at_its_end(self, corpus: Path) -> None:
-        found = special_tokens((corpus / "tokenizer.json").read_text(), "here", 2)
+        found = special_tokens((corpus / "tokenizer.json").read_bytes(), "here", 2)
         assert found == SpecialTokens(frozenset({0, 1, 2, 3, found.mask}), mask=found.mask, begin=0)
         assert found.mask == json.loads((corpus / "manifest.json").read_text())["vocabulary"] - 1
 
     def test_a_tokenizer_without_one_is_refused_with_the_remedy(self) -> None:
         content = {"added_tokens": [{"id": 7, "content": "<|endoftext|>", "special": True}]}
         with pytest.raises(DataError, match=r"^here: its tokenizer has no mask token .*; prepare the text again"):
-            special_tokens(json.dumps(content), "here", 7)
+            special_tokens(json.dumps(content).encode(), "here", 7)
         content["added_tokens"].append({"id": 9, "content": "[MASK]", "special": True})
-        assert special_tokens(json.dumps(content), "here", 7) == SpecialTokens(frozenset({7, 9}), mask=9, begin=7)
+        assert special_tokens(json.dumps(content).encode(), "here", 7) == SpecialTokens(frozenset({7, 9}), mask=9, begin=7)
 
     def test_text_prepared_without_one_is_named(self, tmp_path: Path) -> None:
         old = Path(write_corpus(tmp_path / "old", numbered([80, 90])))

@@ -9,14 +9,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from torch import Tensor, nn
 from transformers import XGLMConfig as TheirConfig
-from transformers import XGLMForCausalLM
+from transformers import XGLMForCausalLM, XGLMTokenizer
 from trireme_api.families import PRESETS
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.xglm import XglmConfig
 from trireme_trainer import families
+from trireme_trainer.data import sentence_pieces
+from trireme_trainer.data.tokenizer import open_encoder
 from trireme_trainer.families.convert import (
     ConversionError,
     config_from_hugging_face,
@@ -135,3 +138,13 @@ def test_transformers_counts_the_same_parameters() -> None:
     with torch.device("meta"):
         reference = XGLMForCausalLM(TheirConfig(**config_to_hugging_face(PRESETS["xglm-564m"].config)))
     assert reference.num_parameters() == PRESETS["xglm-564m"].config.parameters().total == 564_463_616
+
+
+def test_ids_are_those_of_transformers_tokenizer_where_a_converted_model_can_tell() -> None:
+    texts = ["The rower rowed in time, and the galley moved.", "Die Ruderer ruderten im Takt."]
+    model = sentence_pieces.train(iter(texts * 20), 330)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    special = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+    theirs = XGLMTokenizer(special + [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(3, len(pieces))])
+    for text, ids in zip(texts, open_encoder(model, "here").text(texts), strict=True):
+        assert theirs(text)["input_ids"] == [2, *ids.tolist()], "which is how documents begin here, too"

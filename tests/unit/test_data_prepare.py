@@ -22,7 +22,7 @@ from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.manifest import read_manifest
 from trireme_trainer.data.prepare import Options, prepare
 from trireme_trainer.data.shards import Corpus
-from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.data.tokenizer import JsonEncoder
 from trireme_trainer.data.workspace import discard
 
 OPTIONS = Options(vocabulary=320, valid_fraction=0.1, shard_tokens=400)
@@ -51,7 +51,7 @@ def test_what_is_written_is_the_text(texts: Path, tmp_path: Path) -> None:
     assert len(manifest.train.shards) > 3
     assert all(shard.tokens >= 400 for shard in manifest.train.shards[:-1])
     corpus = Corpus(str(tmp_path / "out"), verify=True)
-    encoder = Encoder((tmp_path / "out" / "tokenizer.json").read_text(), "out")
+    encoder = JsonEncoder((tmp_path / "out" / "tokenizer.json").read_text(), "out")
     found, counts = [], Counter[int]()
     for documents in (corpus.train, corpus.valid):
         for number in range(len(documents)):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from trireme_trainer.data import tokenizer
 from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.tokenizer import Encoder, train
+from trireme_trainer.data.tokenizer import JsonEncoder, train
 
 TEXTS = [f"The {w} rowed in time, and the {w}s' oars' beat was heard: 'tis {i}.\n" * 3 for i, w in enumerate(
     ["trireme", "rower", "galley", "Größe", "κωπηλάτης", "captain", "rank", "hull"]
@@ -30,14 +30,14 @@ def test_special_tokens_have_opts_ids_and_bytes_follow() -> None:
     assert 260 < len(vocabulary) < 400
     last = trained["added_tokens"][-1]
     assert (last["content"], last["id"], last["special"]) == ("<mask>", len(vocabulary), True)
-    encoder = Encoder(JSON, "here")
+    encoder = JsonEncoder(JSON, "here")
     assert (encoder.vocabulary, encoder.end_of_document, encoder.dtype) == (len(vocabulary) + 1, 2, "uint16")
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
-    encoder = Encoder(JSON, "here")
+    encoder = JsonEncoder(JSON, "here")
     [ids] = encoder.encode([text])
     assert ids[-1] == 2
     assert 2 not in ids[:-1]
@@ -45,16 +45,16 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 def test_text_that_spells_a_special_token_stays_text() -> None:
-    [ids] = Encoder(JSON, "here").encode(["<p>a</s><pad><mask></p>"])
+    [ids] = JsonEncoder(JSON, "here").encode(["<p>a</s><pad><mask></p>"])
     assert (ids[:-1] > 3).all()
-    assert ids.max() < Encoder(JSON, "here").vocabulary - 1
-    assert Encoder(JSON, "here").decode(ids.tolist()) == "<p>a</s><pad><mask></p>"
+    assert ids.max() < JsonEncoder(JSON, "here").vocabulary - 1
+    assert JsonEncoder(JSON, "here").decode(ids.tolist()) == "<p>a</s><pad><mask></p>"
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab'sé1 !\n\r\t\u00a0\u2028\x1c"), min_size=10, max_size=200))
 def test_long_documents_in_pieces_encode_as_a_whole(text: str) -> None:
-    encoder = Encoder(JSON, "here")
+    encoder = JsonEncoder(JSON, "here")
     assert encoder._divisible
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "_PIECE_CHARS", 5)
@@ -94,23 +94,23 @@ def _foreign(special: list[str]) -> str:
 
 
 def test_a_loaded_tokenizer_finds_its_end_of_document() -> None:
-    encoder = Encoder(_foreign(["<|endoftext|>"]), "here")
+    encoder = JsonEncoder(_foreign(["<|endoftext|>"]), "here")
     assert encoder.end_of_document == 0
     assert not encoder._divisible, "cuts would gain a space"
     long, short = encoder.encode(["the rower and the rank of the hull", "x"])
     assert len(long) > 5, "truncation in the file does not apply"
     assert len(short) < len(long), "nor does padding"
     with pytest.raises(DataError, match=r"here: has none of </s>, .*; name the token that ends a document with --end"):
-        Encoder(_foreign(["[SEP]"]), "here")
-    assert Encoder(_foreign(["[CLS]", "[SEP]"]), "here", "[SEP]").end_of_document == 1
+        JsonEncoder(_foreign(["[SEP]"]), "here")
+    assert JsonEncoder(_foreign(["[CLS]", "[SEP]"]), "here", "[SEP]").end_of_document == 1
     with pytest.raises(DataError, match=r"has no token '\[END\]'"):
-        Encoder(_foreign(["[SEP]"]), "here", "[END]")
+        JsonEncoder(_foreign(["[SEP]"]), "here", "[END]")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"model": {"type": "WordLevel"}}'])
 def test_what_is_no_tokenizer_is_named(text: str) -> None:
     with pytest.raises(DataError, match=r"some/file: not a tokenizer.json of the tokenizers library"):
-        Encoder(text, "some/file")
+        JsonEncoder(text, "some/file")
 
 
 def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:

@@ -20,6 +20,7 @@ from trireme_trainer.data.errors import DataError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+SENTENCE_PIECES = "tokenizer.model"
 Split = Literal["train", "valid"]
 TOKEN_BYTES = {"uint16": 2, "uint32": 4}
 LENGTH_BYTES = 4
@@ -69,6 +70,8 @@ class TokenizerPart(_Part):
     vocabulary: int
     """Ids run from 0 to vocabulary − 1."""
     end_of_document: int
+    unknown_tokens: int | None = None
+    """Of the training split, those that stand for text the tokenizer cannot write; None: not known."""
 
 
 class InputPart(_Part):
@@ -108,7 +111,7 @@ class Manifest(_Part):
         content = {
             "version": self.version,
             "dtype": self.dtype,
-            "tokenizer": self.tokenizer.model_dump(),
+            "tokenizer": self.tokenizer.model_dump(exclude={"unknown_tokens"}),
             "train": [shard.model_dump(exclude={"bytes"}) for shard in self.train.shards],
             "valid": [shard.model_dump(exclude={"bytes"}) for shard in self.valid.shards],
         }

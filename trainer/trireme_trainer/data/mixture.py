@@ -20,6 +20,7 @@ from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.order import Interleaving, derive, permute, shuffled
 from trireme_trainer.data.remote import local_copy
 from trireme_trainer.data.shards import Corpus, Documents
+from trireme_trainer.data.special import SpecialTokens, special_tokens
 from trireme_trainer.storage import StorageError
 
 _DOCUMENTS, _BLOCKS = 1, 2
@@ -140,6 +141,11 @@ class Mixture:
         """(source, epoch of that source, number of the block in its epoch) of a sample."""
         source, number = self._interleaving.locate(global_index)
         return (source, *divmod(number, self._packed[source].blocks_per_epoch))
+
+    def special_tokens(self) -> SpecialTokens:
+        """Of the tokenizer that all sources have. Raises DataError where it has no mask token."""
+        where = f"data.sources[0].path: {self.sources[0].path}"
+        return special_tokens(self._corpora[0].tokenizer(), where, self.end_of_document)
 
     @property
     def directories(self) -> list[str]:

@@ -24,7 +24,6 @@ from trireme_trainer.data.documents import Reading, find_files, read_documents
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.manifest import (
     MANIFEST,
-    TOKENIZER,
     InputPart,
     Manifest,
     Shard,
@@ -52,7 +51,8 @@ Notice = Callable[[str], None]
 @dataclass(frozen=True)
 class Options:
     tokenizer: str | None = None
-    """Path of a tokenizer.json; None trains one on the training documents."""
+    """Path of a tokenizer.json or a SentencePiece model; None trains one on the training documents."""
+    train_tokenizer: tokenizer.Kind = "byte-bpe"
     vocabulary: int = 8192
     """The most tokens a trained tokenizer may have."""
     tokenizer_bytes: int = 1 << 30
@@ -75,11 +75,11 @@ class Options:
             raise DataError(f"--valid-fraction {self.valid_fraction}: must be at least 0 and less than 1")
         if self.shard_tokens < 1:
             raise DataError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
-        if self.tokenizer is None and self.vocabulary < tokenizer.MIN_VOCABULARY:
-            raise DataError(
-                f"--vocabulary {self.vocabulary}: must be at least {tokenizer.MIN_VOCABULARY} (256 bytes and 5 special "
-                f"tokens)"
-            )
+        least = tokenizer.MIN_VOCABULARY
+        if self.tokenizer is None and self.vocabulary < least:
+            raise DataError(f"--vocabulary {self.vocabulary}: must be at least {least} (256 bytes, 5 special tokens)")
+        if self.tokenizer is not None and self.train_tokenizer != "byte-bpe":
+            raise DataError(f"--train-tokenizer {self.train_tokenizer}: --tokenizer is given, so none is trained")
         if self.separator == "":
             raise DataError("--document-separator: may not be empty; for blank lines give blank-line")
 
@@ -179,9 +179,11 @@ class _Preparation:
         given = self._given_tokenizer
         # Not written where left out: corpora of before know nothing of it, and are still found finished.
         language = {"language": options.language} if options.language else {}
+        kind = options.train_tokenizer
         return {
             **language,
-            "tokenizerSha256": hashlib.sha256(given.encode()).hexdigest() if given is not None else None,
+            **({"trainTokenizer": kind} if kind != "byte-bpe" else {}),
+            "tokenizerSha256": hashlib.sha256(given).hexdigest() if given is not None else None,
             "vocabulary": None if given is not None else options.vocabulary,
             "tokenizerBytes": None if given is not None else options.tokenizer_bytes,
             "endOfDocument": options.end_of_document,
@@ -259,19 +261,21 @@ class _Preparation:
         return _drawn(scan.documents, min(wanted, scan.documents - 1), _SPLIT_KEY)
 
     def _encoder(self, scan: _Scan) -> tokenizer.Encoder:
-        path = os.path.join(self._directory, TOKENIZER)
-        text = self._given_tokenizer
-        if text is None:
+        options = self._options
+        path = os.path.join(self._directory, tokenizer.FILES[options.train_tokenizer])
+        content = self._given_tokenizer
+        if content is None:
             done = self._journal.read("tokenizer")
-            with contextlib.suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as file:
-                text = file.read()
-                if hashlib.sha256(text.encode()).hexdigest() != done:
-                    text = None
-        if text is None:
-            text = tokenizer.train(self._tokenizer_texts(scan), self._options.vocabulary)
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                content = file.read()
+                if hashlib.sha256(content).hexdigest() != done:
+                    content = None
+        if content is None:
+            content = tokenizer.train_kind(options.train_tokenizer, self._tokenizer_texts(scan), options.vocabulary)
             self._progress("training the tokenizer", 1, 1)
-        encoder = tokenizer.Encoder(text, self._options.tokenizer or path, self._options.end_of_document)
-        replace_file(path, text.encode())
+        where = f"--tokenizer {options.tokenizer}" if options.tokenizer else path
+        encoder = tokenizer.open_encoder(content, where, options.end_of_document)
+        replace_file(os.path.join(self._directory, encoder.file), content)
         self._journal.write("tokenizer", encoder.sha256)
         return encoder
 
@@ -312,16 +316,21 @@ class _Preparation:
         self, part: InputPart, encoder: tokenizer.Encoder, train: list[Shard], valid: list[Shard]
     ) -> Manifest:
         splits = {"train": SplitPart.of(train), "valid": SplitPart.of(valid)}
+        counts = self._counts(train, encoder)
         manifest = Manifest(
             tokens=sum(split.tokens for split in splits.values()),
             documents=sum(split.documents for split in splits.values()),
             language=self._options.language,
             vocabulary=encoder.vocabulary,
             dtype="uint16" if encoder.dtype == "uint16" else "uint32",
-            unigram_entropy=self._entropy(train, encoder),
+            unigram_entropy=_entropy(counts),
             bytes_per_token=splits["train"].bytes / splits["train"].tokens,
             tokenizer=TokenizerPart(
-                sha256=encoder.sha256, vocabulary=encoder.vocabulary, end_of_document=encoder.end_of_document
+                file=encoder.file,
+                sha256=encoder.sha256,
+                vocabulary=encoder.vocabulary,
+                end_of_document=encoder.end_of_document,
+                unknown_tokens=None if encoder.unknown is None else int(counts[encoder.unknown]),
             ),
             train=splits["train"],
             valid=splits["valid"],
@@ -331,15 +340,15 @@ class _Preparation:
         self._clean()
         return manifest
 
-    def _entropy(self, train: list[Shard], encoder: tokenizer.Encoder) -> float:
+    def _counts(self, train: list[Shard], encoder: tokenizer.Encoder) -> NDArray[np.int64]:
+        """[vocabulary]: how often each token stands in the training split."""
         counts = np.zeros(encoder.vocabulary, dtype=np.int64)
         for shard in train:
             path = os.path.join(self._directory, shard.tokens_file)
             tokens = np.memmap(path, dtype=np.dtype(encoder.dtype).newbyteorder("<"), mode="r")
             for begin in range(0, len(tokens), 1 << 24):
                 counts += np.bincount(tokens[begin : begin + (1 << 24)], minlength=encoder.vocabulary)
-        share = counts[counts > 0] / counts.sum()
-        return float(-(share * np.log(share)).sum())
+        return counts
 
     def _clean(self) -> None:
         shutil.rmtree(os.path.join(self._directory, JOURNAL), ignore_errors=True)
@@ -358,14 +367,17 @@ def _write(batch: list[tuple[int, str]], encoder: tokenizer.Encoder, writer: Sha
         writer.add(number, ids, len(text.encode()))
 
 
-def _read_tokenizer(path: str) -> str:
+def _entropy(counts: NDArray[np.int64]) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _read_tokenizer(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read().decode()
+            return file.read()
     except OSError as error:
         raise DataError(f"--tokenizer {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"--tokenizer {path}: not a tokenizer.json (not UTF-8 text)") from None
 
 
 def _silent(*_: object) -> None:

@@ -36,7 +36,8 @@ def local_copy(uri: str) -> str:
     except Exception as error:
         raise StorageError(f"{where}: cannot be read ({type(error).__name__}: {error})") from None
     manifest = parse_manifest(text, where)
-    target = cache_root() / manifest.fingerprint
+    # The fingerprint says nothing of the language, and the manifest is kept as it was first seen.
+    target = cache_root() / "-".join(filter(None, (manifest.fingerprint, manifest.language)))
     try:
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(target / ".lock", "w") as lock:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.manifest import MANIFEST, Manifest, Split, SplitPart, file_sha256, read_manifest
+from trireme_trainer.data.tokenizer import Encoder, open_encoder
 
 
 def check_files(
@@ -51,6 +52,19 @@ class Corpus:
             raise DataError(f"{problems[0]}{more}; restore it or prepare the corpus again")
         self.train = Documents(self, "train")
         self.valid = Documents(self, "valid")
+
+    def encoder(self) -> Encoder:
+        """Raises DataError where the tokenizer's file cannot be read."""
+        return open_encoder(self.tokenizer(), os.path.join(self.directory, self.manifest.tokenizer.file))
+
+    def tokenizer(self) -> bytes:
+        """Its file. Raises DataError."""
+        path = os.path.join(self.directory, self.manifest.tokenizer.file)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
     @property
     def fingerprint(self) -> str:

@@ -1,5 +1,4 @@
-"""Which ids of a tokenizer stand for no text: read from its tokenizer.json, so that what was prepared before knows
-them too."""
+"""Which ids of a tokenizer stand for no text: read from its file, so that what was prepared before knows them too."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from trireme_trainer.data.errors import DataError
+from trireme_trainer.data.tokenizer import is_json
 
 MASKS = ("<mask>", "[MASK]", "<|mask|>")
 BEGINNINGS = ("<s>", "[CLS]")
@@ -22,10 +22,15 @@ class SpecialTokens:
     """What a sequence begins with; the end-of-document token where there is none for it."""
 
 
-def special_tokens(json_text: str, where: str, end_of_document: int) -> SpecialTokens:
-    """`where` names the corpus in errors. Raises DataError where the tokenizer has no mask token."""
+def special_tokens(file: bytes, where: str, end_of_document: int) -> SpecialTokens:
+    """`file`: a tokenizer.json or a SentencePiece model; `where` names the corpus in errors. Raises DataError where the
+    tokenizer has no mask token."""
+    if not is_json(file):
+        from trireme_trainer.data.sentence_pieces import SentencePieceEncoder
+
+        return SentencePieceEncoder(file, where).special_tokens()
     try:
-        content = json.loads(json_text)
+        content = json.loads(file)
         marked = [token for token in content.get("added_tokens") or () if token["special"]]
         added = {str(token["content"]): int(token["id"]) for token in marked}
     except (ValueError, TypeError, KeyError, AttributeError) as error:

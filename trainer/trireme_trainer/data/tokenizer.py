@@ -1,15 +1,20 @@
-"""The tokenizer: GPT-2's byte-level BPE with OPT's special tokens, trained on the corpus, or one loaded from a file."""
+"""The tokenizer: GPT-2's byte-level BPE with OPT's special tokens, trained on the corpus, or one loaded from a file.
+SentencePiece models are in `sentence_pieces`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trireme_trainer.data.errors import DataError
+from trireme_trainer.data.manifest import SENTENCE_PIECES, TOKENIZER
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """Ids 0 to 3, as in OPT's vocabulary file."""
@@ -18,6 +23,8 @@ MASK_TOKEN = "<mask>"
 MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1
 _END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _PIECE_CHARS = 1 << 18
+Kind = Literal["byte-bpe", "sentencepiece"]
+FILES: dict[Kind, str] = {"byte-bpe": TOKENIZER, "sentencepiece": SENTENCE_PIECES}
 
 
 def train(texts: Iterator[str], vocabulary: int) -> str:
@@ -43,8 +50,66 @@ def train(texts: Iterator[str], vocabulary: int) -> str:
     return tokenizer.to_str(pretty=False)
 
 
-class Encoder:
-    """Documents to token ids, the end-of-document token after each."""
+def train_kind(kind: Kind, texts: Iterator[str], vocabulary: int) -> bytes:
+    """The content of a tokenizer's file. Raises DataError for a vocabulary that is too small."""
+    if kind == "byte-bpe":
+        return train(texts, vocabulary).encode()
+    from trireme_trainer.data import sentence_pieces
+
+    return sentence_pieces.train(texts, vocabulary)
+
+
+class Encoder(ABC):
+    """Documents to token ids."""
+
+    file: str
+    """What a corpus calls the tokenizer's file."""
+    vocabulary: int
+    """Ids run from 0 to vocabulary − 1."""
+    sha256: str
+    end_of_document: int
+    ending: NDArray[np.uint32]
+    """What comes after each document."""
+    unknown: int | None = None
+    """The id of what cannot be written; None where everything can, or that is not known."""
+
+    @property
+    def dtype(self) -> str:
+        return "uint16" if self.vocabulary <= 1 << 16 else "uint32"
+
+    def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """Ids of each document, its ending with it."""
+        return [np.concatenate([ids, self.ending]) for ids in self.text(texts)]
+
+    @abstractmethod
+    def text(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """Ids of each text, nothing after it."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str: ...
+
+
+def open_encoder(content: bytes, where: str, end_of_document: str | None = None) -> Encoder:
+    """Of a tokenizer.json or a SentencePiece model. `where` names the file in errors. Raises DataError for other files,
+    and where no token ends a document."""
+    if is_json(content):
+        try:
+            return JsonEncoder(content.decode(), where, end_of_document)
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: not a tokenizer.json (not UTF-8 text)") from None
+    from trireme_trainer.data.sentence_pieces import SentencePieceEncoder
+
+    return SentencePieceEncoder(content, where, end_of_document)
+
+
+def is_json(content: bytes) -> bool:
+    return content.lstrip().startswith(b"{")
+
+
+class JsonEncoder(Encoder):
+    """A tokenizer.json of the tokenizers library."""
+
+    file = TOKENIZER
 
     def __init__(self, json_text: str, where: str, end_of_document: str | None = None) -> None:
         """`where` names the file in errors. Raises DataError when it is no tokenizer or no token ends a document."""
@@ -60,14 +125,10 @@ class Encoder:
         self.vocabulary: int = max(vocabulary.values()) + 1
         self.sha256 = hashlib.sha256(json_text.encode()).hexdigest()
         self.end_of_document = self._end(vocabulary, where, end_of_document)
+        self.ending = np.array([self.end_of_document], dtype=np.uint32)
         self._divisible = _cuts_are_safe(self._tokenizer)
 
-    @property
-    def dtype(self) -> str:
-        return "uint16" if self.vocabulary <= 1 << 16 else "uint32"
-
-    def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """Ids [tokens + 1] of each text."""
+    def text(self, texts: list[str]) -> list[NDArray[np.uint32]]:
         pieces: list[str] = []
         counts = []
         for text in texts:
@@ -75,10 +136,8 @@ class Encoder:
             pieces.extend(_pieces(text) if self._divisible else [text])
             counts.append(len(pieces) - before)
         encoded = iter(self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
-        end = np.array([self.end_of_document], dtype=np.uint32)
         return [
-            np.concatenate([*(np.array(next(encoded).ids, dtype=np.uint32) for _ in range(count)), end])
-            for count in counts
+            np.concatenate([np.array(next(encoded).ids, dtype=np.uint32) for _ in range(count)]) for count in counts
         ]
 
     def decode(self, ids: list[int]) -> str:

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Iterator
 
 from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.manifest import MANIFEST, TOKENIZER
+from trireme_trainer.data.manifest import MANIFEST, SENTENCE_PIECES, TOKENIZER
 from trireme_trainer.storage import resolve_path
 
 JOURNAL = ".prepare"
-_MINE = (MANIFEST, TOKENIZER, JOURNAL)
+_MINE = (MANIFEST, TOKENIZER, SENTENCE_PIECES, JOURNAL)
 
 
 def discard(output: str) -> None:

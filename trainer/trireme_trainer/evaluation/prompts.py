@@ -77,12 +77,12 @@ def encode(
     for context, continuation in texts:
         kept = context.rstrip()
         moved.append((kept, context[len(kept) :] + continuation))
-    alone = encoder.encode([context for context, _ in moved])
-    whole = encoder.encode(["".join(pair) for pair in moved])
+    alone = encoder.text([context for context, _ in moved])
+    whole = encoder.text(["".join(pair) for pair in moved])
     requests, cut = [], 0
     for context_ids, ids in zip(alone, whole, strict=True):
-        given = len(context_ids) - 1
-        tokens = np.asarray(ids[:-1], dtype=np.int64)
+        given = len(context_ids)
+        tokens = np.asarray(ids, dtype=np.int64)
         scored = max(1, len(tokens) - given)
         if document_start or given == 0:
             tokens = np.concatenate([[encoder.end_of_document], tokens])

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from trireme_api.families import ModelConfig
 
-from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.data.tokenizer import Encoder, open_encoder
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.exchange import read_checkpoint
 from trireme_trainer.families import LanguageModel, build
@@ -46,5 +46,5 @@ def load(
         model = build(config)
     weights = {name: weight.to(device=device, dtype=dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)
-    encoder = Encoder(tokenizer.read_text(encoding="utf-8"), str(tokenizer)) if tokenizer else None
+    encoder = open_encoder(tokenizer.read_bytes(), str(tokenizer)) if tokenizer else None
     return Source(model, config, loaded_step, encoder)

@@ -94,10 +94,8 @@ class Suite:
 
 
 def _same(encoder: Encoder | None, corpus: Corpus, field: str) -> Encoder:
-    path = f"{corpus.directory}/{corpus.manifest.tokenizer.file}"
     if encoder is None:
-        with open(path, encoding="utf-8") as file:
-            return Encoder(file.read(), path)
+        return corpus.encoder()
     if corpus.manifest.tokenizer.sha256 != encoder.sha256:
         raise EvaluationError(
             f"{field}: made with another tokenizer than the model's; prepare it with --tokenizer FILE of that"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from trireme_api.evaluation import HeldOutSource
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.data.manifest import TOKENIZER, read_manifest
-from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.data.manifest import read_manifest
+from trireme_trainer.data.shards import Corpus
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.suite import Suite
 
@@ -32,8 +31,7 @@ def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[s
             "evaluation.heldOut: none of data.sources holds anything out; prepare them with --valid-fraction above 0, "
             "or give evaluation.sources or evaluation.tasks"
         )
-    path = Path(directories[0]) / TOKENIZER
-    encoder = Encoder(path.read_text(encoding="utf-8"), str(path))
+    encoder = Corpus(directories[0]).encoder()
     sequences = spec.sequences or recipe.batch.micro
     whole = spec.model_copy(update={"sources": [*own, *spec.sources], "sequences": sequences})
     return Suite(whole, recipe.data.sequence_length, config.vocabulary_size, recipe.seed, encoder)

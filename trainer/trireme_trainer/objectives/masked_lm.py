@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,11 +16,8 @@ from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches, Share
-from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.manifest import TOKENIZER
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
-from trireme_trainer.data.special import special_tokens
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
@@ -58,8 +54,7 @@ class MaskedText:
         data = recipe.data.model_copy(update={"sequence_length": self.sequence_length - 2})
         self.mixture: Mixture = Mixture.from_recipe(recipe.model_copy(update={"data": data}))
         self.vocabulary_size = self.mixture.vocabulary_size
-        where = f"data.sources[0].path: {recipe.data.sources[0].path}"
-        special = special_tokens(_tokenizer(self.mixture), where, self.mixture.end_of_document)
+        special = self.mixture.special_tokens()
         self.begin = special.begin
         self._rule = MaskingRule(self._spec, special, self.vocabulary_size)
         self._key = derive(recipe.seed, _MASKS)
@@ -146,10 +141,3 @@ class MaskedTokens(Objective):
         return float(self._recipe.batch.tokens)
 
 
-def _tokenizer(mixture: Mixture) -> str:
-    """Of the first source; the mixture has made sure that the others have the same."""
-    path = Path(mixture.directories[0]) / TOKENIZER
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
