@@ -179,7 +179,8 @@ class TestSpecialTokens:
         with pytest.raises(DataError, match=r"^here: its tokenizer has no mask token .*; prepare the text again"):
             special_tokens(json.dumps(content).encode(), "here", 7)
         content["added_tokens"].append({"id": 9, "content": "[MASK]", "special": True})
-        assert special_tokens(json.dumps(content).encode(), "here", 7) == SpecialTokens(frozenset({7, 9}), mask=9, begin=7)
+        found = special_tokens(json.dumps(content).encode(), "here", 7)
+        assert found == SpecialTokens(frozenset({7, 9}), mask=9, begin=7)
 
     def test_text_prepared_without_one_is_named(self, tmp_path: Path) -> None:
         old = Path(write_corpus(tmp_path / "old", numbered([80, 90])))
