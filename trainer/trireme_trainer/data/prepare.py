@@ -33,6 +33,7 @@ from trireme_trainer.data.manifest import (
     read_manifest,
 )
 from trireme_trainer.data.order import derive, shuffled
+from trireme_trainer.data.tokenizer import Kind
 from trireme_trainer.data.workspace import JOURNAL, locked, stamps
 from trireme_trainer.data.writer import Journal, ShardWriter, replace_file
 from trireme_trainer.storage import StorageError, is_local, resolve_path
@@ -52,7 +53,7 @@ Notice = Callable[[str], None]
 class Options:
     tokenizer: str | None = None
     """Path of a tokenizer.json or a SentencePiece model; None trains one on the training documents."""
-    train_tokenizer: tokenizer.Kind = "byte-bpe"
+    train_tokenizer: Kind = "byte-bpe"
     vocabulary: int = 8192
     """The most tokens a trained tokenizer may have."""
     tokenizer_bytes: int = 1 << 30
