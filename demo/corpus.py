@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo.report import DemoError
@@ -68,13 +69,13 @@ def fetch(target: Path) -> None:
         texts.rename(target)
 
 
-def download(folder: Path) -> None:
+def download(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
     """`apt-get download` checks the archive's signatures and installs nothing; stale package lists are renewed once."""
-    command = ["apt-get", "download", "-q", *PACKAGES]
+    command = ["apt-get", "download", "-q", *packages]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], capture_output=True, check=False)
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
-        raise DemoError(f"no {', '.join(PACKAGES)}: {lines[0]}; set {OWN} to a directory of .txt files")
+        raise DemoError(f"no {', '.join(packages)}: {lines[0]}; set {OWN} to a directory of .txt files")

@@ -194,7 +194,8 @@ class Recipe(Spec):
     """torch.compile each block."""
     stability: StabilitySpec = StabilitySpec()
     evaluation: EvaluationSpec | None = None
-    """Of the objective causal-lm alone; left out, nothing is evaluated."""
+    """Of the objectives causal-lm and masked-lm, of the latter only what data.sources hold out; left out, nothing is
+    evaluated."""
     until: UntilSpec
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Initial values are a function of (seed, parameter name), data order of (seed, global sample index)."""
@@ -260,8 +261,13 @@ class Recipe(Spec):
         spec = self.evaluation
         if spec is None:
             return self
-        if self.objective != "causal-lm":
-            raise ValueError("evaluation goes with objective: causal-lm; set that, or remove evaluation")
+        if self.objective == "few-shot":
+            raise ValueError("evaluation goes with causal-lm or masked-lm, not with few-shot; remove it")
+        if self.objective == "masked-lm" and (spec.sources or spec.tasks or not spec.held_out):
+            raise ValueError(
+                "evaluation: with objective: masked-lm only what data.sources hold out is measured; remove sources and "
+                "tasks, leave heldOut true"
+            )
         if min(spec.shots) < 0:
             raise ValueError(f"evaluation.shots: must be 0 or more; got {min(spec.shots)}")
         if not (spec.held_out or spec.sources or spec.tasks):

@@ -28,6 +28,7 @@ from trireme_trainer.objectives.cross_entropy import IGNORED
 from trireme_trainer.objectives.masked_lm import MaskedBatch, MaskedBatches, MaskedLM, MaskedText, MaskedTokens
 from trireme_trainer.objectives.masking import MaskingRule
 from trireme_trainer.outcome import BadData
+from trireme_trainer.parallel.world import World
 from trireme_trainer.saving import check_same_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
@@ -238,7 +239,7 @@ class TestLoss:
     def test_a_micro_batch_of_padding_adds_nothing(self, corpus: Path) -> None:
         recipe = masked(corpus)
         spec, model = Recipe.model_validate(recipe), fresh_model(recipe)
-        objective = MaskedTokens(spec, check_recipe(spec), None)
+        objective = MaskedTokens(spec, check_recipe(spec), World(0, 1, 0, 1, torch.device("cpu")), None)
         with objective.batches(0, 1, False) as batches:
             empty = batches.make([None, None])
         loss = objective.learn(model, empty, torch.tensor(9.0), None, lambda: None)

@@ -146,7 +146,7 @@ RECIPE = {
         ({"shots": [-1]}, {}, "evaluation.shots: must be 0 or more"),
         ({"heldOut": False}, {}, "nothing to evaluate"),
         ({"sources": [{"path": "c", "split": "train"}]}, {}, "'c' is trained on"),
-        ({}, {"objective": "masked-lm"}, "evaluation goes with objective: causal-lm"),
+        ({"tasks": ["t"]}, {"objective": "masked-lm"}, "with objective: masked-lm only what data.sources hold out"),
     ],
 )
 def test_bad_recipes_are_refused(evaluation: dict, more: dict, says: str) -> None:

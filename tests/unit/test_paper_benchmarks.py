@@ -9,6 +9,7 @@ from pathlib import Path
 
 PAPERS = Path(__file__).resolve().parents[2] / "benchmarks" / "papers"
 sys.path.insert(0, str(PAPERS))
+import languages  # noqa: E402
 import text  # noqa: E402
 
 
@@ -31,3 +32,13 @@ def test_the_page_of_papers_links_miniatures_that_can_be_run() -> None:
     for name in linked:
         assert (PAPERS / name / "README.md").is_file(), name
         assert (PAPERS / name / "run.py").is_file(), name
+
+
+def test_prose_of_a_manual_page() -> None:
+    roff = (
+        '.\\" -*- coding: UTF-8 -*-\n.TH LS 1 "2022"\n.SH "NAME ÄÖ"\nls \\- Verzeichnisinhalte auf\\(hy\nlisten\n.PP\n'
+        '.B ls\n[\\fIOPTION\\/\\fP]\\&… \\(aqx\\(aq\n.TP\n'
+        '\\fB\\-a\\fP, \\fB\\-\\-all\\fP\nGr\\[u00F6]ße\n.BR chmod (1)\n'
+    )
+    assert languages.plain(roff).split("\n") == [
+        "NAME ÄÖ", "ls - Verzeichnisinhalte auf listen", "ls [OPTION]… 'x'", "-a, --all Größe chmod (1)"]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trireme_api.evaluation import HeldOutSource
+from trireme_api.evaluation import EvaluationSpec, HeldOutSource
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
@@ -37,12 +37,16 @@ def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[s
     return Suite(whole, recipe.data.sequence_length, config.vocabulary_size, recipe.seed, encoder)
 
 
+def due(spec: EvaluationSpec | None, step: int, last: bool) -> bool:
+    return spec is not None and (last or (spec.every_steps is not None and step % spec.every_steps == 0))
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The figures for a person."""
     for text in found["heldOut"]:
         name = text["source"] or f"all of language {text['language']}"
-        size = f"{text['bitsPerByte']:.4f} bits per byte, {text['tokens']:,} tokens"
-        yield f"{name}: perplexity {_number(text['perplexity'])}, {size}"
+        bits = f"{text['bitsPerByte']:.4f} bits per byte, " if "bitsPerByte" in text else ""
+        yield f"{name}: perplexity {_number(text['perplexity'])}, {bits}{text['tokens']:,} tokens"
     for task in found["tasks"]:
         about = f"{task['task']}, {task['shots']} shots, {task['examples']:,} examples"
         if "exact" in task:

@@ -19,5 +19,5 @@ def build_objective(recipe: Recipe, config: ModelConfig, world: World, compile_b
     if recipe.objective == "few-shot":
         return FewShot(recipe, config, world)
     if recipe.objective == "masked-lm":
-        return MaskedTokens(recipe, config, compile_backend)
+        return MaskedTokens(recipe, config, world, compile_backend)
     return NextToken(recipe, config, world, compile_backend)

@@ -3,7 +3,8 @@ certain, from what stands on both sides of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,14 +19,20 @@ from trireme_api.recipe import Recipe
 from trireme_trainer.data.batches import Batch, Batches, Share
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
+from trireme_trainer.evaluation.masked import MaskedHeldOut
+from trireme_trainer.evaluation.training import due, lines
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
 from trireme_trainer.objectives.cross_entropy import IGNORED, ChunkedCrossEntropy
 from trireme_trainer.objectives.masking import MaskingRule
+from trireme_trainer.parallel.world import World
 
-_MASKS = 3
-"""Purpose of keys, beside those of the mixture's documents and blocks."""
+log = logging.getLogger(__name__)
+_MASKS, _HELD_OUT = 3, 4
+"""Purposes of keys, beside those of the mixture's documents and blocks."""
+Sample = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Tokens [T] of a block, those [T] the model gets, and the places to predict."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,32 @@ class MaskedText:
         self.begin = special.begin
         self._rule = MaskingRule(self._spec, special, self.vocabulary_size)
         self._key = derive(recipe.seed, _MASKS)
+        self._held_out_key = derive(recipe.seed, _HELD_OUT)
+        self._most = recipe.masks.places(recipe.data.sequence_length)
+        self._valid = [self.mixture.valid_blocks(i) for i in range(len(self.mixture.parts))]
 
-    def sample(self, global_index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens [T] of a block, those [T] the model gets, and the places to predict. Raises DataError for a damaged
-        shard."""
+    def sample(self, global_index: int) -> Sample:
+        """Raises DataError for a damaged shard."""
         tokens = np.concatenate([[self.begin], self.mixture.sample(global_index)])
         return tokens, *self._rule.apply(tokens, derive(self._key, *self.mixture.locate(global_index)))
+
+    def held_out(self, source: int, block: int) -> Sample:
+        """Of what a source holds out; the same each time. Raises DataError for a damaged shard."""
+        tokens = np.concatenate([[self.begin], self._valid[source][block]])
+        return tokens, *self._rule.apply(tokens, derive(self._held_out_key, source, block))
+
+    def batch(self, samples: Sequence[Sample | None]) -> MaskedBatch:
+        """None is padding: none of its targets count."""
+        rows, length = len(samples), self.sequence_length
+        tokens = np.full((rows, length), self.begin, dtype=np.int64)
+        targets = np.full((rows, length), IGNORED, dtype=np.int64)
+        places = np.repeat(np.arange(rows)[:, None] * length, self._most, axis=1)
+        for row, sample in enumerate(samples):
+            if sample is not None:
+                block, tokens[row], chosen = sample
+                targets[row, chosen] = block[chosen]
+                places[row, : len(chosen)] += chosen
+        return MaskedBatch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(places.flatten()))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,19 +113,9 @@ class MaskedBatches(Batches):
     def __init__(self, text: MaskedText, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
         super().__init__(Share(recipe.sequences_per_step, world, recipe.batch.micro), rank, pin_memory)
         self._text = text
-        self._places = recipe.masks.places(recipe.data.sequence_length)
 
     def make(self, indices: list[int | None]) -> MaskedBatch:
-        rows, length = len(indices), self._text.sequence_length
-        tokens = np.full((rows, length), self._text.begin, dtype=np.int64)
-        targets = np.full((rows, length), IGNORED, dtype=np.int64)
-        places = np.repeat(np.arange(rows)[:, None] * length, self._places, axis=1)
-        for row, index in enumerate(indices):
-            if index is not None:
-                block, tokens[row], chosen = self._text.sample(index)
-                targets[row, chosen] = block[chosen]
-                places[row, : len(chosen)] += chosen
-        return MaskedBatch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(places.flatten()))
+        return self._text.batch([None if index is None else self._text.sample(index) for index in indices])
 
 
 class MaskedLM(ChunkedCrossEntropy):
@@ -114,10 +131,15 @@ class MaskedLM(ChunkedCrossEntropy):
 class MaskedTokens(Objective):
     """Cross-entropy of hidden tokens over the blocks of a mixture."""
 
-    def __init__(self, recipe: Recipe, config: ModelConfig, compile_backend: str | None) -> None:
+    def __init__(self, recipe: Recipe, config: ModelConfig, world: World, compile_backend: str | None) -> None:
         self._recipe = recipe
+        self._world = world
         self._loss = MaskedLM(config.vocabulary_size, compile_backend=compile_backend)
         self.samples: MaskedText = MaskedText(recipe)
+        self._held_out: MaskedHeldOut | None = None
+        if (spec := recipe.evaluation) is not None:
+            sequences = spec.sequences or recipe.batch.micro
+            self._held_out = MaskedHeldOut(self.samples, self._loss, sequences, spec.tokens)
 
     def batches(self, rank: int, world: int, pin_memory: bool) -> Batches:
         return MaskedBatches(self.samples, self._recipe, rank, world, pin_memory)
@@ -140,4 +162,14 @@ class MaskedTokens(Objective):
         """All of the step's: each goes through the model, whether it is predicted or not."""
         return float(self._recipe.batch.tokens)
 
+    def due(self, step: int, last: bool) -> bool:
+        return due(self._recipe.evaluation, step, last)
 
+    def evaluate(self, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Any]:
+        """Perplexity of hidden tokens of held-out text, dealt to all ranks."""
+        if self._held_out is None:
+            return {}
+        found = {"heldOut": self._held_out.run(model, self._world, alive), "tasks": []}
+        for line in lines(found):
+            log.info("evaluation: %s", line)
+        return found

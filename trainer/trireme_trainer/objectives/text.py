@@ -12,7 +12,7 @@ from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches, TextBatches
 from trireme_trainer.data.mixture import Mixture
-from trireme_trainer.evaluation.training import during_training, lines
+from trireme_trainer.evaluation.training import due, during_training, lines
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
@@ -49,8 +49,7 @@ class NextToken(Objective):
         return loss.detach()
 
     def due(self, step: int, last: bool) -> bool:
-        spec = self._recipe.evaluation
-        return spec is not None and (last or (spec.every_steps is not None and step % spec.every_steps == 0))
+        return due(self._recipe.evaluation, step, last)
 
     def evaluate(self, model: LanguageModel, alive: Callable[[], None]) -> dict[str, Any]:
         """Held-out perplexity and tasks, dealt to all ranks."""
