@@ -107,6 +107,23 @@ class ParallelismSpec(Spec):
     def reshards_after_forward(self) -> bool:
         return self.shard != "grad-op" if self.reshard_after_forward is None else self.reshard_after_forward
 
+    def shard_ranks(self, ranks: int, per_node: int) -> int:
+        """Ranks that one copy of the model is spread over.
+
+        For `hybrid` the wish (`shardSize`, or the ranks of a node) is rounded up to a divisor of the world size: a gang
+        that came back smaller still runs, and no rank ever holds more than was asked for. It is a multiple of `expert`,
+        which divides the world size (`check_ranks`).
+        """
+        if self.shard != "hybrid":
+            return ranks
+        wish = min(self.shard_size or per_node, ranks)
+        return next(size for size in range(wish, ranks + 1) if ranks % size == 0 and size % self.expert == 0)
+
+    @property
+    def accumulates_locally(self) -> bool:
+        """Whether whole gradients stay on a rank between the micro-batches of a step."""
+        return self.accumulation == "local" or (self.accumulation == "auto" and self.shard == "grad-op")
+
     def check_ranks(self, ranks: int, path: str = "") -> None:
         """Raises InvalidSpec where so many ranks cannot be arranged. `path` is where the recipe stands in the YAML."""
         if ranks % self.expert:

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("api", "trainer")]
 
-from trireme_trainer.checkpoint.interval import young  # noqa: E402
+from trireme_api.reliability import young  # noqa: E402
 
 HOURS = 10_000.0
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case, for_cpu, for_gpu, write_corpus
+from trireme_api.devices import device_peak
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
-from trireme_trainer.devices import device_peak
 from trireme_trainer.metering import Arithmetic
 
 HERE = Path(__file__).resolve().parent

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("trireme_cli.models:models", "Model presets with exact parameter counts."),
     "prepare": ("trireme_cli.prepare:prepare", "Turn a corpus of text into tokenised shards."),
     "validate": ("trireme_cli.validate:validate", "Check a TrainingJob or recipe without running it."),
+    "plan": ("trireme_cli.plan:plan", "Memory, time, energy, carbon and failures of a run, before it."),
     "run": ("trireme_cli.run:run", "Train a recipe on this machine, without a cluster."),
     "checkpoints": ("trireme_cli.checkpoints:checkpoints", "List and verify the checkpoints of a job or directory."),
     "evaluate": ("trireme_cli.evaluate:evaluate", "Held-out perplexity and tasks of a checkpoint or model."),

@@ -34,7 +34,7 @@ def describe(preset: Preset) -> dict[str, Any]:
     """One preset as plain data, names as in YAML. Bytes, tokens, FLOPs per token."""
     config, recipe = preset.config, preset.recipe
     count, length = config.parameters(), recipe.sequence_length
-    state = state_memory(config, shards=1, precision="fp32")
+    state = state_memory(config)
     return {
         "name": preset.name,
         "family": config.family,

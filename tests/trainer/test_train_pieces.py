@@ -22,7 +22,7 @@ from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.initialise import initialise
-from trireme_trainer.parallel.mesh import build_mesh, shard_group_size
+from trireme_trainer.parallel.mesh import build_mesh
 from trireme_trainer.parallel.network import interface_of, local_address_towards
 from trireme_trainer.parallel.shard import shard_model
 from trireme_trainer.parallel.world import World, cpu_quota
@@ -197,7 +197,7 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     ],
 )
 def test_a_shard_group_is_never_smaller_than_asked(parallelism: dict, world_size: int, local: int, group: int) -> None:
-    assert shard_group_size(spec(parallelism=parallelism).parallelism, world_size, local) == group
+    assert spec(parallelism=parallelism).parallelism.shard_ranks(world_size, local) == group
 
 
 def test_the_interface_of_an_address() -> None:

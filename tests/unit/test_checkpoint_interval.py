@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trireme_api.reliability import mean_time_between_failures, young
 from trireme_trainer.checkpoint.interval import (
     FIRST_SAVE,
     MAX_SECONDS,
@@ -15,8 +16,6 @@ from trireme_trainer.checkpoint.interval import (
     Measured,
     Pace,
     interval_steps,
-    mean_time_between_failures,
-    young,
 )
 
 

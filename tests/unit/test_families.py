@@ -311,28 +311,24 @@ def test_a_masked_normformer_adds_what_the_causal_one_does() -> None:
 class TestMemory:
     def test_sixteen_bytes_a_parameter_unsharded(self) -> None:
         config = _opt("opt-1.3b")
-        memory = state_memory(config, shards=1, precision="fp32")
+        memory = state_memory(config)
         assert memory.total == 16 * config.parameters().total
         assert (memory.weights, memory.gradients, memory.optimizer) == tuple(
             k * config.parameters().total for k in (4, 4, 8)
         )
 
-    def test_sharding_divides_state_and_full_gathers_less_than_grad_op(self) -> None:
-        config = _opt("opt-13b")
-        full = state_memory(config, shards=8, precision="bf16", sharding="full")
-        grad_op = state_memory(config, shards=8, precision="bf16", sharding="grad-op")
-        assert full.weights == grad_op.weights == 4 * config.parameters().total // 8
-        assert grad_op.gathered == 2 * config.parameters().total
-        outside = config.parameters().total - 40 * config.block_parameters()
-        assert full.gathered == 2 * (outside + 2 * config.block_parameters())
-
     def test_uneven_shards_count_the_largest(self) -> None:
         config = _opt("opt-tiny")
         assert state_memory(config, shards=7).weights == 4 * -(-config.parameters().total // 7)
 
-    def test_a_model_of_two_blocks_gathers_no_more_than_itself(self) -> None:
-        config = _opt("opt-tiny")
-        assert state_memory(config, shards=2, precision="fp32").gathered == 4 * config.parameters().total
+    def test_units_and_what_lies_outside_are_the_model(self) -> None:
+        for name in ("opt-1.3b", "moe-15b", "normformer-1.3b", "xlmr-xl"):
+            config = PRESETS[name].config
+            units = [config.unit(index) for index in range(config.layers)]
+            inside = sum(unit.shared + unit.routed for unit in units)
+            outside = config.vocabulary_size * config.width
+            assert outside <= config.parameters().total - inside < 1.2 * outside, name
+            assert max(unit.shared + unit.routed for unit in units) == config.block_parameters()
 
     def test_no_shards_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="shards"):

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trireme_api.devices import device_peak
 from trireme_api.families import resolve
 from trireme_api.protocol import SPENT_STATES, Cause, CheckpointRef, Env, Heartbeat, Progress, Report, Spent
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_trainer import metering
-from trireme_trainer.devices import device_peak
 from trireme_trainer.heartbeat import Pulse, process_start
 from trireme_trainer.ledger import Ledger
 from trireme_trainer.logbook import Logbook

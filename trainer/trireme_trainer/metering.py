@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from trireme_api.devices import DevicePeak
 from trireme_api.families import ModelConfig
+from trireme_api.flops import TokenFlops
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.devices import DevicePeak
 from trireme_trainer.ledger import Ledger
 
 WINDOW = 20
@@ -50,28 +51,8 @@ class Arithmetic:
 
     @classmethod
     def of(cls, config: ModelConfig, recipe: Recipe, device: DevicePeak | None) -> Arithmetic:
-        length = recipe.data.sequence_length
-        # Of a masked model's tokens, those alone that are predicted reach the output layer.
-        spared = 0.0
-        if recipe.objective == "masked-lm":
-            outer = config.forward_flops_per_token(length) - config.block_flops_per_token(length)
-            spared = 3 * outer * (1 - recipe.masks.places(length) / length)
-        if recipe.objective == "few-shot":
-            # Every token goes through the blocks once per pass, answers alone to the output layer: left out here.
-            blocks = 3 * config.block_flops_per_token(length) * recipe.episodes.trained_share
-            known = device.of(recipe.precision) if device else None
-            palm = config.palm_flops_per_token(length) * recipe.episodes.trained_share
-            again = config.recomputed_flops_per_token(length) if recipe.activation_checkpointing else 0.0
-            return cls(blocks, blocks + again * recipe.episodes.passes, palm, known)
-        return cls(
-            model=config.train_flops_per_token(length) - spared,
-            hardware=config.hardware_flops_per_token(
-                length, activation_checkpointing=recipe.activation_checkpointing
-            )
-            - spared,
-            palm=config.palm_flops_per_token(length) - spared,
-            peak=device.of(recipe.precision) if device else None,
-        )
+        flops = TokenFlops.of(config, recipe)
+        return cls(flops.model, flops.hardware, flops.palm, device.of(recipe.precision) if device else None)
 
     def figures(self, tokens: float, seconds: float, steps: int, devices: int) -> Figures:
         """`tokens` valid tokens trained by `devices` devices in `seconds`."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch._dynamo  # optimisers and FSDP import it at their first call, where it would delay the gang
 from torch import Tensor
+from trireme_api.devices import device_peak
 from trireme_api.families import ModelConfig, check_recipe
 from trireme_api.protocol import ExitCode
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.data.order import derive
-from trireme_trainer.devices import device_peak
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.hang import Board, HangWatch
 from trireme_trainer.heartbeat import Pulse

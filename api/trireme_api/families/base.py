@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from trireme_api.families.activations import BlockMemory, Pass, Unit
 from trireme_api.schema import PositiveInt, Spec
 
 MEBI = 1024 * 1024
@@ -62,6 +63,18 @@ class ModelConfig(Spec):
     @abstractmethod
     def block_parameters(self) -> int:
         """Parameters of the largest block: what full sharding gathers at a time."""
+
+    def unit(self, index: int) -> Unit:
+        """Parameters of block `index`, from 0."""
+        return Unit(self.block_parameters())
+
+    def tied_parameters(self) -> int:
+        """Of the output layer: their gradient begins with the loss."""
+        return self.vocabulary_size * self.width
+
+    @abstractmethod
+    def block_memory(self, index: int, one: Pass) -> BlockMemory:
+        """Activations of block `index`, from 0."""
 
     @abstractmethod
     def block_flops_per_token(self, sequence_length: int, *, causal: bool = True) -> float:

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from trireme_api.families.activations import BlockMemory, Pass, PerToken
 from trireme_api.families.base import ParameterCount, Preset
 from trireme_api.families.gpt import GptConfig, recipe
 
@@ -65,6 +66,14 @@ class GrowingConfig(GptConfig):
     def block_parameters(self) -> int:
         d, f = self.width, self.feed_forward_width
         return super().block_parameters() + self.growths * (2 * d * f + f + d + 2 * d + 2)
+
+    def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
+        one_expert = super().feed_forward_memory(index, one)
+        if not self.growths:
+            return one_expert
+        # Of each expert its own tensors and its result, which its share weighs; shares in fp32 and as they weigh.
+        each = one_expert.kept + PerToken(values=self.width + 1, single=2)
+        return BlockMemory(each * (self.growths + 1), one_expert.work, one_expert.weight_gradients)
 
     def parameters(self) -> ParameterCount:
         # Every expert computes every token: a gate only weighs.

@@ -1,17 +1,25 @@
-"""Bytes of model state on one device under FSDP2: arithmetic, no measurement. Activations are not in it."""
+"""Bytes on one device in training under FSDP2: arithmetic, no measurement. benchmarks/plan holds it against tensors
+counted alive in real steps; docs/plan.md says what is not in it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from trireme_api.families.activations import Pass as Pass
+from trireme_api.families.activations import PerToken
 from trireme_api.families.base import ModelConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Sharding = Literal["full", "hybrid", "grad-op"]
 
 MASTER_BYTES = 4
 """Sharded weights, reduced gradients and both AdamW moments stay fp32 in every precision."""
+LOGITS_BYTES = 1 << 29
+"""Of fp32 logits that the loss takes at once: 2,669 tokens at vocabulary 50,272. The rest waits its turn."""
+LOGITS_COPIES = 3
+"""Logarithms of probabilities, their gradient, and that of the logits."""
 
 
 def compute_bytes(precision: Precision) -> int:
@@ -21,56 +29,154 @@ def compute_bytes(precision: Precision) -> int:
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes per device. `gathered`: the most unsharded parameters that are alive at once."""
+    """Bytes per device that stay from step to step, gradients included."""
 
     weights: int
     gradients: int
     optimizer: int
-    gathered: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.gathered
+        return self.weights + self.gradients + self.optimizer
 
 
-def weight_bytes(config: ModelConfig, shards: int = 1) -> int:
-    """fp32 weights of one shard; the largest shard where they do not divide evenly."""
-    return MASTER_BYTES * -(-config.parameters().total // shards)
-
-
-def gradient_bytes(config: ModelConfig, shards: int = 1) -> int:
-    """fp32 gradients of one shard after reduction."""
-    return weight_bytes(config, shards)
-
-
-def optimizer_bytes(config: ModelConfig, shards: int = 1) -> int:
-    """AdamW: first and second moment, fp32."""
-    return 2 * weight_bytes(config, shards)
-
-
-def gathered_bytes(config: ModelConfig, shards: int, precision: Precision, sharding: Sharding) -> int:
-    """Full and hybrid sharding hold two blocks (the one at work and the one prefetched) and what lies outside blocks;
-    grad-op keeps everything from the forward pass to the backward. One shard in fp32 is the weight itself: nothing."""
-    if shards == 1 and precision == "fp32":
-        return 0
-    total = config.parameters().total
-    if sharding == "grad-op":
-        alive = total
-    else:
-        outside = total - config.layers * config.block_parameters()
-        alive = min(total, outside + 2 * config.block_parameters())
-    return compute_bytes(precision) * alive
-
-
-def state_memory(
-    config: ModelConfig, *, shards: int, precision: Precision = "bf16", sharding: Sharding = "full"
-) -> StateMemory:
-    """`shards`: ranks one copy of the model is spread over: all of them for full and grad-op, a group for hybrid."""
+def state_memory(config: ModelConfig, shards: int = 1) -> StateMemory:
+    """`shards`: ranks one copy of the model is spread over; the largest shard where they do not divide evenly."""
     if shards < 1:
         raise ValueError(f"shards must be at least 1, got {shards}")
-    return StateMemory(
-        weights=weight_bytes(config, shards),
-        gradients=gradient_bytes(config, shards),
-        optimizer=optimizer_bytes(config, shards),
-        gathered=gathered_bytes(config, shards, precision, sharding),
-    )
+    one = MASTER_BYTES * -(-config.parameters().total // shards)
+    return StateMemory(weights=one, gradients=one, optimizer=2 * one)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How ranks hold a model and take a step through it."""
+
+    shards: int
+    """Ranks one copy of the model is spread over."""
+    experts: int = 1
+    """Of these, ranks that share out the experts."""
+    reshards: bool = True
+    """Whether a block gives its parameters back after the forward pass."""
+    prefetch: int = 1
+    """Blocks gathered ahead in the backward pass."""
+    micro_batches: int = 1
+    """Of one step, on the rank with the most."""
+    accumulates_locally: bool = False
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes alive on one device at one moment of a step."""
+
+    when: str
+    weights: float
+    optimizer: float
+    gradients: float
+    """Reduced ones; or whole ones that are kept between micro-batches."""
+    activations: float
+    unsharded: float
+    """Gathered parameters, their gradients before reduction, and the buffers both travel in."""
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimizer + self.gradients + self.activations + self.unsharded
+
+
+def peak(config: ModelConfig, spread: Spread, one: Pass, places: int | None = None) -> Moment:
+    """The moment of a step with the most bytes. `places`: of the micro-batch's tokens those with logits; left out:
+    all."""
+    return max(_Timeline(config, spread, one, places or one.tokens).moments(), key=lambda moment: moment.total)
+
+
+class _Timeline:
+    """The last micro-batch of a step, block by block."""
+
+    def __init__(self, config: ModelConfig, spread: Spread, one: Pass, places: int) -> None:
+        self._config, self._spread, self._one, self._places = config, spread, one, places
+        self._low = one.value_bytes
+        blocks = range(config.layers)
+        units = [config.unit(index) for index in blocks]
+        self._own = [unit.shared + unit.routed // spread.experts for unit in units]
+        """Parameters of each block that a rank gathers."""
+        travels, routed_travels = spread.shards > 1, spread.shards > spread.experts
+        self._buffer = [u.shared * travels + u.routed // spread.experts * routed_travels for u in units]
+        """Those that come through a buffer."""
+        # Blocks with experts of their own unit reduce these first; the buffer that waits is the rest's.
+        self._held = [u.shared if spread.experts > 1 else u.shared + u.routed for u in units]
+        self._sharded = [(unit.shared + unit.routed) / spread.shards for unit in units]
+        whole = sum(unit.shared + unit.routed for unit in units)
+        self._root = config.parameters().total - whole
+        self._tied = config.tied_parameters()
+        self._memory = [config.block_memory(index, one) for index in blocks]
+        self._input = PerToken(values=config.width).bytes(one)
+        state = state_memory(config, spread.shards)
+        self._weights, self._optimizer = state.weights, state.optimizer
+        self._carried = 0.0
+        if spread.micro_batches > 1:
+            every = sum(self._own) + self._root
+            self._carried = MASTER_BYTES * every if spread.accumulates_locally else state.gradients
+
+    def moments(self) -> Iterator[Moment]:
+        yield self._loss()
+        for index in reversed(range(self._config.layers)):
+            yield from self._backward(index)
+        sharded = MASTER_BYTES * (sum(self._sharded) + self._root / self._spread.shards)
+        yield self._at("update", 0.0, 0.0, sharded)
+
+    def _at(self, when: str, activations: float, unsharded: float, gradients: float) -> Moment:
+        gradients = max(gradients, self._carried) if when != "update" else gradients
+        return Moment(when, self._weights, self._optimizer, gradients, activations, unsharded)
+
+    def _loss(self) -> Moment:
+        """All activations, and the logits; it runs inside the forward pass, while the root is gathered."""
+        last = self._config.layers - 1
+        chunk = min(self._places, max(1, LOGITS_BYTES // (4 * self._config.vocabulary_size)))
+        logits = LOGITS_COPIES * 4 * chunk * self._config.vocabulary_size
+        parameters = self._root + (sum(self._own) if not self._spread.reshards else self._buffer[last])
+        if chunk < self._places:
+            parameters += self._tied
+        activations = self._kept(last) + 2 * self._input + logits
+        return self._at("loss", activations, self._low * parameters, 0.0)
+
+    def _backward(self, index: int) -> Iterator[Moment]:
+        spread, memory, low = self._spread, self._memory[index], self._low
+        reduced = MASTER_BYTES * sum(self._sharded[index + 1 :])
+        if spread.reshards:
+            ahead = sum(self._buffer[max(0, index - spread.prefetch) : index])
+            others = 0
+        else:
+            ahead, others = 0, sum(self._own[:index])
+        waiting = self._held[index + 1] if index + 1 < self._config.layers else 0
+        around = low * (self._root + self._tied + ahead + others)
+        before = self._kept(index - 1) if index else 0.0
+        kept = memory.kept.bytes(self._one)
+        # At work: the last product's weights have their gradient, the block after this one is still being reduced.
+        yield self._at(
+            f"backward of block {index}",
+            before + kept + memory.work.bytes(self._one),
+            around + low * (self._own[index] + memory.weight_gradients // spread.experts) + MASTER_BYTES * waiting,
+            reduced,
+        )
+        # When it is asked for, what a rank sends of its shard is cast first.
+        cast = low * ahead / spread.shards if low < MASTER_BYTES else 0.0
+        yield self._at(
+            f"backward of block {index}",
+            before + kept,
+            around + cast + low * self._own[index] + MASTER_BYTES * waiting,
+            reduced,
+        )
+        # Done: its gradients are copied into the buffer they are reduced from, its parameters given back.
+        yield self._at(
+            f"reduction of block {index}",
+            before + self._input,
+            around + (low + MASTER_BYTES) * self._own[index],
+            reduced + MASTER_BYTES * self._sharded[index],
+        )
+
+    def _kept(self, last: int) -> float:
+        """Activations of blocks 0 to `last` between their passes."""
+        if self._spread.activation_checkpointing:
+            return (last + 1) * self._input
+        return sum(memory.kept.bytes(self._one) for memory in self._memory[: last + 1])

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from trireme_api.families.activations import BlockMemory, Pass, PerToken
 from trireme_api.families.base import Preset, PublishedRecipe
 from trireme_api.families.gpt import GptConfig, recipe
 from trireme_api.families.transformer import TransformerConfig
@@ -42,6 +43,23 @@ class NormFormerBlocks(TransformerConfig):
 
     def block_parameters(self) -> int:
         return super().block_parameters() + self.extra_parameters()
+
+    @property
+    def nonlinearity(self) -> Literal["gelu", "relu", "relu2"]:
+        return self.activation
+
+    def attention_memory(self, one: Pass) -> tuple[PerToken, PerToken]:
+        kept, work = super().attention_memory(one)
+        return kept + PerToken(values=self.width * ((self.head_scale != "none") + self.post_attention_norm)), work
+
+    def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
+        plain = super().feed_forward_memory(index, one)
+        if not self.inner_norm:
+            return plain
+        # The norm keeps its input, which is the activation's result, and its own result goes into the product.
+        d, f = self.width, self.feed_forward_width
+        kept = plain.kept + PerToken(values=f)
+        return BlockMemory(kept, PerToken(values=f + d), plain.weight_gradients)
 
 
 class NormFormerConfig(GptConfig, NormFormerBlocks):

@@ -5,7 +5,7 @@ Sizes not in the table (8M, 760M) and the batch sizes in tokens are those of the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,13 @@ class OptConfig(TransformerConfig):
     @property
     def projected(self) -> bool:
         return self.embedding_width != self.width
+
+    @property
+    def nonlinearity(self) -> Literal["gelu", "relu", "relu2"]:
+        return "relu"
+
+    def tied_parameters(self) -> int:
+        return self.vocabulary_size * self.embedding_width
 
     def outer_parameters(self) -> int:
         d, w = self.width, self.embedding_width

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from trireme_api.families.activations import BlockMemory, Pass, PerToken
 from trireme_api.families.base import ModelConfig, ParameterCount
 from trireme_api.schema import PositiveInt
 
@@ -55,6 +56,36 @@ class TransformerConfig(ModelConfig):
         feed_forward = 2 * d * f + f + d
         norms = 2 * 2 * d
         return attention + feed_forward + norms
+
+    @property
+    def nonlinearity(self) -> Literal["gelu", "relu", "relu2"]:
+        return "gelu"
+
+    def block_memory(self, index: int, one: Pass) -> BlockMemory:
+        # Input, normalised input, sum after attention, that normalised; post-LN: sum, input of each sub-layer.
+        stream = PerToken(values=4 * self.width, masks=2 * self.width * (self.dropout > 0))
+        inner = self.feed_forward_memory(index, one)
+        attention, scores = self.attention_memory(one)
+        # Attention's backward pass comes when the feed-forward layer's tensors are gone.
+        work = max(inner.work, scores + inner.kept * -1.0, key=lambda part: part.bytes(one))
+        return BlockMemory(stream + attention + inner.kept, work, inner.weight_gradients)
+
+    def attention_memory(self, one: Pass) -> tuple[PerToken, PerToken]:
+        """Kept, and the most its backward pass adds: queries, keys, values and what attention gives; one number a head
+        for the scores, or the scores themselves."""
+        d = self.width
+        if one.fused_dropout or self.attention_dropout == 0:
+            return PerToken(values=4 * d, single=self.heads), PerToken(values=5 * d)
+        scores = self.heads * one.length
+        # Probabilities, their mask, and what the mask left of them; fp32, as are queries, keys and values.
+        return PerToken(values=d, single=3 * d + 3 * scores), PerToken(values=2 * d, single=3 * d + 2 * scores)
+
+    def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
+        d, f = self.width, self.feed_forward_width
+        # ReLU keeps its result, which the next product needs as well; GELU its input; squared ReLU both its results.
+        kept = f if self.nonlinearity == "relu" else 2 * f
+        work = f if self.nonlinearity == "gelu" else 2 * f
+        return BlockMemory(PerToken(values=kept), PerToken(values=work + d), d * f)
 
     def parameters(self) -> ParameterCount:
         total = self.outer_parameters() + self.layers * self.block_parameters()

@@ -1,38 +1,22 @@
 """How often to save: Young's interval from the measured cost of a save and the failures seen so far. Pure: no clock.
 
-Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974: √(2·C·M), with C the seconds
-of work a save costs and M the mean time between failures; Daly, FGCS 22(3), 2006, bounds its use to C < M/2. Before a
-job has failures of its own, M is that of Meta's research cluster (arXiv 2410.21680): 7.9 h for 1,024 GPUs, 8 a node.
+The formula and what is assumed of failures before a job has its own: `trireme_api.reliability`.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-PRIOR_NODE_SECONDS = 7.9 * 3600 * 128
-"""Between failures of one node."""
+from trireme_api.reliability import mean_time_between_failures, young
+
 MAX_SECONDS = 3600.0
 """Never rarer: an estimate that is too hopeful may cost an hour of work, no more."""
 FIRST_SAVE = 8
 """Steps of an attempt before its first save: what a save costs must be seen once."""
 CALM_STEPS = 20
-
-
-def mean_time_between_failures(nodes: int, failures: int, seconds: float) -> float:
-    """Seconds for the whole gang: `failures` seen in `seconds` of running, and the prior counted as one more failure.
-
-    The mean of a Poisson rate under a Gamma(1) prior: the prior fades as the job gathers experience.
-    """
-    return (PRIOR_NODE_SECONDS / max(nodes, 1) + max(seconds, 0.0)) / (1 + max(failures, 0))
-
-
-def young(cost: float, mtbf: float) -> float:
-    """Seconds between saves that lose least; `mtbf` where saves cost more than half of it (Daly)."""
-    return math.sqrt(2 * cost * mtbf) if cost < mtbf / 2 else mtbf
 
 
 def interval_steps(*, cost: float, duration: float, step_seconds: float, mtbf: float) -> int:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from trireme_api.families.memory import LOGITS_BYTES
 
 from trireme_trainer.families import LanguageModel, Project
 
 IGNORED = -100
 """Target of a position that does not count."""
-CHUNK_BYTES = 1 << 29
-"""Of fp32 logits alive at once: 2,669 tokens at vocabulary 50,272. The rest of a micro-batch waits its turn."""
 
 
 class ChunkedCrossEntropy:
@@ -25,7 +24,7 @@ class ChunkedCrossEntropy:
     """
 
     def __init__(
-        self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = CHUNK_BYTES
+        self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = LOGITS_BYTES
     ) -> None:
         self._chunk = max(1, chunk_bytes // (4 * vocabulary_size))
         self._cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy

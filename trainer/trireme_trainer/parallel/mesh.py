@@ -13,22 +13,8 @@ from trireme_trainer.parallel.world import World
 log = logging.getLogger(__name__)
 
 
-def shard_group_size(spec: ParallelismSpec, world_size: int, local_world_size: int) -> int:
-    """Ranks that one copy of the model is spread over.
-
-    For `hybrid` the wish (`shardSize`, or the ranks of a node) is rounded up to a divisor of the world size: a gang
-    that came back smaller still runs, and no rank ever holds more than was asked for. It is a multiple of
-    `spec.expert`, which divides the world size (`ParallelismSpec.check_ranks`).
-    """
-    if spec.shard != "hybrid":
-        return world_size
-    wish = min(spec.shard_size or local_world_size, world_size)
-    sizes = range(wish, world_size + 1)
-    return next(size for size in sizes if world_size % size == 0 and size % spec.expert == 0)
-
-
 def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
-    size = shard_group_size(spec, world.size, world.local_size)
+    size = spec.shard_ranks(world.size, world.local_size)
     if spec.shard != "hybrid":
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     if spec.shard_size and size != spec.shard_size and world.rank == 0:
@@ -42,7 +28,7 @@ def build_expert_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh | None:
     they can. FSDP takes what is left of a shard group. None without expert parallelism."""
     if spec.expert == 1:
         return None
-    size = shard_group_size(spec, world.size, world.local_size)
+    size = spec.shard_ranks(world.size, world.local_size)
     shape: tuple[int, ...] = (size // spec.expert, spec.expert)
     names: tuple[str, ...] = ("shard", "expert")
     if spec.shard == "hybrid":

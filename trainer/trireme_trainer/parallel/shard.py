@@ -94,9 +94,8 @@ class Accumulation:
         assert isinstance(model, FSDPModule)
         self._model = model
         spec = recipe.parallelism
-        how = spec.accumulation
-        self._local = how == "local" or (how == "auto" and spec.shard == "grad-op")
-        self._between_groups_last = how == "auto" and spec.shard == "hybrid"
+        self._local = spec.accumulates_locally
+        self._between_groups_last = spec.accumulation == "auto" and spec.shard == "hybrid"
         self._keep_parameters = self._local and not spec.reshards_after_forward
 
     def turns(self, count: int) -> Callable[[], None]:

@@ -1,4 +1,5 @@
-"""Dense peak arithmetic of accelerators, for MFU. A device that is not here has no MFU: never a guess."""
+"""Dense peak arithmetic of accelerators, for MFU: a device that is not here has none, never a guess. And boards to plan
+with: their memory, links and power, by data sheet."""
 
 from __future__ import annotations
 
@@ -57,3 +58,52 @@ def device_peak(name: str) -> DevicePeak | None:
         if all(part in words for part in parts):
             return peak
     return None
+
+
+@dataclass(frozen=True)
+class Board:
+    """A device that a plan can be made for, in the machine it usually comes in."""
+
+    name: str
+    driver: str
+    """As the driver names it: what peak arithmetic and embodied carbon are looked up by."""
+    gibibytes: float
+    memory_bandwidth: float
+    """Bytes per second."""
+    link: float
+    """Bytes per second, one direction, to the other GPUs of the machine."""
+    network: float
+    """Bytes per second, one direction, out of the machine, for each of its GPUs."""
+    per_node: int
+    watts: float
+    """Board power, its limit."""
+    host_watts: float
+    """The most that the rest of the machine draws, for each GPU."""
+    source: str
+
+    @property
+    def peak(self) -> DevicePeak | None:
+        return device_peak(self.driver)
+
+
+_GIGA = 1e9
+_DGX_H100 = "DGX H100/H200 data sheet: 10.2 kW, NVLink 900 GB/s both ways, 8 x 400 Gb/s"
+_DGX_A100 = "DGX A100 data sheet: 6.5 kW, NVLink 600 GB/s both ways, 8 x 200 Gb/s"
+_PCIE = "PCIe 4.0 x16; network (100 Gb/s for 8) and host assumed"
+
+BOARDS: dict[str, Board] = {
+    board.name: board
+    for board in (
+        Board("h200", "NVIDIA H200", 141, 4.8e12, 450 * _GIGA, 50 * _GIGA, 8, 700, 575, f"{_H200}; {_DGX_H100}"),
+        Board("h100", "NVIDIA H100", 80, 3.35e12, 450 * _GIGA, 50 * _GIGA, 8, 700, 575, f"{_H100}; {_DGX_H100}"),
+        Board("a100-80", "NVIDIA A100", 80, 2.039e12, 300 * _GIGA, 25 * _GIGA, 8, 400, 412, f"{_A100}; {_DGX_A100}"),
+        Board("a100-40", "NVIDIA A100", 40, 1.555e12, 300 * _GIGA, 25 * _GIGA, 8, 400, 412, f"{_A100}; {_DGX_A100}"),
+        Board("l40s", "NVIDIA L40S", 48, 864 * _GIGA, 32 * _GIGA, 1.56 * _GIGA, 8, 350, 200, f"L40S sheet; {_PCIE}"),
+        Board("a10", "NVIDIA A10", 24, 600 * _GIGA, 32 * _GIGA, 1.56 * _GIGA, 4, 150, 150, f"A10 data sheet; {_PCIE}"),
+        Board("l4", "NVIDIA L4", 24, 300 * _GIGA, 32 * _GIGA, 1.56 * _GIGA, 8, 72, 100, f"L4 data sheet; {_PCIE}"),
+        Board(
+            "mi300x", "AMD Instinct MI300X", 192, 5.3e12, 448 * _GIGA, 50 * _GIGA, 8, 750, 575,
+            "AMD Instinct MI300X data sheet; network and host assumed as in DGX H100",
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,89 @@
+"""A recipe on a number of devices: who holds what, and how often it is gone through in a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trireme_api.devices import Board
+from trireme_api.families import ModelConfig, check_recipe
+from trireme_api.families.activations import Pass
+from trireme_api.families.memory import Moment, Spread, compute_bytes, peak
+from trireme_api.recipe import Recipe
+from trireme_api.schema import InvalidSpec
+from trireme_api.share import Share
+
+USABLE = 0.9
+"""Of a device's memory. The rest: CUDA's context, NCCL's buffers, what the allocator cannot use. An assumption."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    recipe: Recipe
+    config: ModelConfig
+    ranks: int
+    per_node: int
+    """Ranks of one machine."""
+    board: Board | None
+    """None: ranks on CPUs."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, ranks: int, per_node: int, board: Board | None, path: str = "") -> Setting:
+        """Raises InvalidSpec naming the field."""
+        config = check_recipe(recipe, path)
+        if recipe.objective == "few-shot":
+            raise InvalidSpec(f"{path}objective", "no plan is made for few-shot; it is for causal-lm and masked-lm")
+        recipe.parallelism.check_ranks(ranks, path)
+        return cls(recipe, config, ranks, min(per_node, ranks), board)
+
+    def changed(self, *, ranks: int | None = None, **fields: Any) -> Setting:
+        """With other fields of the recipe, or more ranks."""
+        ranks = ranks or self.ranks
+        return replace(self, recipe=self.recipe.model_copy(update=fields), ranks=ranks)
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.ranks // self.per_node)
+
+    @property
+    def share(self) -> Share:
+        return Share(self.recipe.sequences_per_step, self.ranks, self.recipe.batch.micro)
+
+    @property
+    def shards(self) -> int:
+        return self.recipe.parallelism.shard_ranks(self.ranks, self.per_node)
+
+    @property
+    def spread(self) -> Spread:
+        parallelism = self.recipe.parallelism
+        return Spread(
+            shards=self.shards,
+            experts=parallelism.expert,
+            reshards=parallelism.reshards_after_forward,
+            prefetch=parallelism.prefetch.backward,
+            micro_batches=self.share.micro_batches,
+            accumulates_locally=parallelism.accumulates_locally,
+            activation_checkpointing=self.recipe.activation_checkpointing,
+        )
+
+    @property
+    def micro_batch(self) -> Pass:
+        length, low = self.recipe.data.sequence_length, compute_bytes(self.recipe.precision)
+        on_gpu = self.board is not None
+        tokens = self.share.micro_sequences * length
+        return Pass(tokens, length, low, mask_bytes=1 if on_gpu else low, fused_dropout=on_gpu)
+
+    def memory(self) -> Moment:
+        """Of the fullest rank, at the fullest moment."""
+        places = None
+        if self.recipe.objective == "masked-lm":
+            places = self.share.micro_sequences * self.recipe.masks.places(self.recipe.data.sequence_length)
+        return peak(self.config, self.spread, self.micro_batch, places)
+
+    @property
+    def room(self) -> float | None:
+        """Bytes of a device that a run may use."""
+        return None if self.board is None else USABLE * self.board.gibibytes * 2**30
+
+    def fits(self) -> bool | None:
+        return None if self.room is None else self.memory().total <= self.room

@@ -1,0 +1,68 @@
+"""Most bytes alive in one training step, counted tensor by tensor in one process that plays one rank of many.
+
+Collectives of the group "fake" return at once and move nothing: sizes, order and lifetimes are those of a real rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from trireme_api.families import check_recipe
+from trireme_api.planning import Setting
+from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.layers.auxiliary import set_share
+from trireme_trainer.objectives.causal_lm import CausalLM
+from trireme_trainer.objectives.masked_lm import MaskedBatch, MaskedLM
+from trireme_trainer.optim import Optimizer
+from trireme_trainer.parallel.initialise import initialise
+from trireme_trainer.parallel.live_memory import LiveMemory
+from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh
+from trireme_trainer.parallel.shard import Accumulation, shard_model
+from trireme_trainer.parallel.world import World
+
+CPU = torch.device("cpu")
+
+
+def peak(setting: Setting) -> int:
+    """Bytes, of the second step: by then everything is there that stays."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=setting.ranks)
+    try:
+        return _peak(setting, World(0, setting.ranks, 0, setting.per_node, CPU))
+    finally:
+        dist.destroy_process_group()
+
+
+def _peak(setting: Setting, world: World) -> int:
+    recipe, count = setting.recipe, setting.share.micro_batches
+    with LiveMemory(CPU) as live:
+        with torch.device("meta"):
+            model = build(check_recipe(recipe))
+        mesh = build_mesh(recipe.parallelism, world)
+        shard_model(model, recipe, mesh, CPU, "eager", build_expert_mesh(recipe.parallelism, world))
+        initialise(model, recipe.seed)
+        optimizer = Optimizer(model, recipe.optimizer)
+        model.train()
+        accumulation = Accumulation(model, recipe)
+        for _ in range(2):
+            live.restart()
+            for number in range(count):
+                accumulation.before(number, count)
+                _loss(setting, model).backward()  # type: ignore[no-untyped-call]
+            optimizer.clip()
+            optimizer.step(1e-3, torch.zeros(()))
+        return live.peak
+
+
+def _loss(setting: Setting, model: LanguageModel) -> Tensor:
+    recipe, rows, vocabulary = setting.recipe, setting.share.micro_sequences, setting.config.vocabulary_size
+    length = recipe.data.sequence_length
+    valid = torch.tensor(float(recipe.batch.tokens))
+    set_share(model, 1 / valid)
+    tokens = torch.randint(4, vocabulary, (rows, length + 1))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if recipe.objective == "masked-lm":
+        chosen = torch.arange(recipe.masks.places(length)) + length * torch.arange(rows)[:, None]
+        return MaskedLM(vocabulary)(model, MaskedBatch(inputs, targets, chosen.flatten()), valid)
+    return CausalLM(vocabulary)(model, inputs, targets, valid)
