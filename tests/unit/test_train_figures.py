@@ -381,6 +381,6 @@ class TestSettings:
 
 
 def test_these_parts_do_not_import_torch() -> None:
-    names = "settings heartbeat outcome schedule metering devices ledger logbook stop __main__"
+    names = "settings heartbeat outcome schedule metering ledger logbook stop __main__"
     imports = ", ".join(f"trireme_trainer.{name}" for name in names.split())
     subprocess.run([sys.executable, "-c", f"import sys, {imports}; assert 'torch' not in sys.modules"], check=True)
