@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("api", "trainer", "benchmarks/plan")]
 
 import torch  # noqa: E402
-from cases import cases  # noqa: E402
-from live import peak  # noqa: E402
+from plan_cases import cases  # noqa: E402
+from plan_live import peak  # noqa: E402
 
 
 def main() -> int:

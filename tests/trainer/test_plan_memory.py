@@ -10,8 +10,8 @@ from trireme_api.families.memory import LOGITS_BYTES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "plan"))
 
-from cases import Case, case
-from live import peak
+from plan_cases import Case, case
+from plan_live import peak
 
 SMALL = {"layers": 4, "width": 96}
 CASES = (

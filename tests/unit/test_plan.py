@@ -22,7 +22,7 @@ from trireme_cli import main as entry
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "plan"))
 
-from cases import Case, cases  # noqa: E402
+from plan_cases import Case, cases  # noqa: E402
 
 CASES = {case.name: case for case in cases()}
 
