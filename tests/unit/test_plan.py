@@ -224,6 +224,10 @@ class TestCommand:
             assert code == 64
             assert "your own script has none" in capsys.readouterr().err
             return
+        if path.stem.startswith("tam-"):
+            assert code == 64
+            assert "no plan is made for few-shot" in capsys.readouterr().err
+            return
         found = json.loads(capsys.readouterr().out)
         assert code == 0
         assert found["shardings"][0]["own"] is True

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from trireme_api.families.activations import BlockMemory, Pass, PerToken
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.families.gpt import recipe as gpt_recipe
 from trireme_api.schema import PositiveInt
@@ -60,6 +61,17 @@ class GmlpConfig(ModelConfig):
 
     def block_parameters(self) -> int:
         return self.gating_parameters()
+
+    def gating_memory(self, one: Pass, spatial_experts: int = 1) -> BlockMemory:
+        """Of a gating layer with its norm: input, normalised input, the activation's input and result, what is mixed,
+        the gate and the product; and the matrices' lower triangles, which are made anew for each micro-batch."""
+        d, half, n = self.width, self.gated_width, self.maximum_positions
+        triangles = spatial_experts * one.length**2 / one.tokens
+        kept = PerToken(values=2 * d + 7 * half + triangles, masks=d * (self.dropout > 0))
+        return BlockMemory(kept, PerToken(values=2 * half + d + triangles), half * d + spatial_experts * n * n)
+
+    def block_memory(self, index: int, one: Pass) -> BlockMemory:
+        return self.gating_memory(one)
 
     def parameters(self) -> ParameterCount:
         total = self.outer_parameters() + self.layers * self.gating_parameters()

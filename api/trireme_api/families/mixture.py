@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from trireme_api.families.activations import SINGLE, BlockMemory, Pass, PerToken
 from trireme_api.families.base import ModelConfig
 from trireme_api.schema import PositiveFloat, PositiveInt
 
@@ -66,6 +67,21 @@ class MixtureConfig(ModelConfig):
     def idle_parameters(self) -> int:
         """Of one mixture: those of the experts that a token does not go through."""
         return (self.experts - self.choices) * self.expert_parameters()
+
+    def places(self, tokens: int) -> int:
+        """Rows that the experts of a mixture take in training, filled or not, of a micro-batch of `tokens`."""
+        if self.capacity == "dropless":
+            return self.choices * tokens
+        limit = max(1, int(self.capacity_factor * -(-tokens // self.experts)))
+        return self.experts * min(tokens, limit)
+
+    def mixture_memory(self, one: Pass) -> BlockMemory:
+        d, f, rows = self.width, self.feed_forward_width, self.places(one.tokens) / one.tokens
+        # Each choice's copy of the token, the rows experts take, and their results by choice; gate logits in fp32.
+        sent = 0 if self.capacity == "dropless" else self.choices * d
+        gate = PerToken(single=2 * self.experts + d * (one.value_bytes != SINGLE))
+        kept = PerToken(values=sent + rows * d + self.choices * d + rows * 2 * f) + gate
+        return BlockMemory(kept, PerToken(values=rows * (f + d) + d), self.experts * d * f)
 
     def mixture_flops_per_token(self) -> float:
         """Forward, of one mixture."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from trireme_api.families.activations import SINGLE, BlockMemory, Pass, PerToken, Unit
+from trireme_api.families.activations import BlockMemory, Pass, Unit
 from trireme_api.families.base import ParameterCount, Preset, PublishedRecipe
 from trireme_api.families.gpt import GptConfig, recipe
 from trireme_api.families.mixture import MixtureConfig
@@ -49,23 +49,8 @@ class MoeConfig(GptConfig, MixtureConfig):
         routed = self.experts * self.expert_parameters()
         return Unit(self.block_parameters() - routed, routed)
 
-    def places(self, tokens: int) -> int:
-        """Rows that the experts of a mixture take in training, filled or not, of a micro-batch of `tokens`."""
-        if self.capacity == "dropless":
-            return CHOICES * tokens
-        limit = max(1, int(self.capacity_factor * -(-tokens // self.experts)))
-        return self.experts * min(tokens, limit)
-
     def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
-        plain = super().feed_forward_memory(index, one)
-        if not self.mixed(index):
-            return plain
-        d, f, rows = self.width, self.feed_forward_width, self.places(one.tokens) / one.tokens
-        # Each choice's copy of the token, the rows experts take, and their results by choice; gate logits in fp32.
-        sent = 0 if self.capacity == "dropless" else CHOICES * d
-        gate = PerToken(single=2 * self.experts + d * (one.value_bytes != SINGLE))
-        kept = PerToken(values=sent + rows * d + CHOICES * d) + PerToken(values=rows * 2 * f) + gate
-        return BlockMemory(kept, PerToken(values=rows * (f + d) + d), self.experts * d * f)
+        return self.mixture_memory(one) if self.mixed(index) else super().feed_forward_memory(index, one)
 
     def parameters(self) -> ParameterCount:
         dense = self.outer_parameters() + self.layers * super().block_parameters()

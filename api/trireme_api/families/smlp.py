@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trireme_api.families.activations import BlockMemory, Pass, PerToken, Unit
 from trireme_api.families.base import ParameterCount, Preset
 from trireme_api.families.gmlp import GmlpConfig, recipe
 from trireme_api.families.mixture import MixtureConfig, Router
@@ -64,6 +65,24 @@ class SmlpConfig(GmlpConfig, MixtureConfig):
     def block_parameters(self) -> int:
         gating = self.gating_parameters(self.spatial_experts) + self.spatial_gate_parameters()
         return gating + 2 * self.width + self.mixture_parameters()
+
+    def sparse(self, index: int) -> bool:
+        """Whether block `index`, from 0, has experts."""
+        return index >= self.layers - self.sparse_layers
+
+    def unit(self, index: int) -> Unit:
+        if not self.sparse(index):
+            return Unit(self.gating_parameters())
+        routed = self.experts * self.expert_parameters()
+        return Unit(self.block_parameters() - routed, routed)
+
+    def block_memory(self, index: int, one: Pass) -> BlockMemory:
+        if not self.sparse(index):
+            return self.gating_memory(one)
+        gating, mixture = self.gating_memory(one, self.spatial_experts), self.mixture_memory(one)
+        stream = PerToken(values=2 * self.width, masks=self.width * (self.dropout > 0))
+        gradients = max(gating.weight_gradients, mixture.weight_gradients)
+        return BlockMemory(gating.kept + stream + mixture.kept, mixture.work, gradients)
 
     def parameters(self) -> ParameterCount:
         dense = (self.layers - self.sparse_layers) * self.gating_parameters()
