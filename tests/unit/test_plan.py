@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "plan"))
 
 from plan_cases import Case, cases  # noqa: E402
 
+STORED = sorted((ROOT / "benchmarks" / "results").glob("plan-memory-*.json"))
 CASES = {case.name: case for case in cases()}
 
 
@@ -42,6 +43,19 @@ def setting(preset: str = "opt-1.3b", gpus: int = 32, board: str = "h100", **cha
 
 
 class TestMemory:
+    @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+    def test_within_a_tenth_of_every_measured_peak(self, path: Path) -> None:
+        rows = json.loads(path.read_text())["cases"]
+        assert {row["name"] for row in rows} == set(CASES), "run benchmarks/plan/measure.py again"
+        off = {
+            row["name"]: round(CASES[row["name"]].setting.memory().total / row["measured"] - 1, 3) for row in rows
+        }
+        assert {name: error for name, error in off.items() if abs(error) > 0.1} == {}
+
+    def test_something_was_measured(self) -> None:
+        assert STORED
+        assert len(CASES) > 60
+
     def test_cases_differ_by_more_than_the_bound(self) -> None:
         """Else a constant would pass."""
         totals = [case.setting.memory().total for case in CASES.values()]
