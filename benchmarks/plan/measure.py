@@ -1,6 +1,6 @@
 """Peak memory of a training step, counted, beside what `trireme plan` says of it.
 
-python benchmarks/plan/measure.py --output benchmarks/results/plan-memory-cpu.json
+python benchmarks/plan/measure.py --output plan-memory.json
 
 Every case is one rank's process on this machine, whatever number of ranks it plays; two minutes in all.
 """
