@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from trireme_api.carbon.policy import CarbonHold as CarbonHold
 from trireme_api.carbon.policy import CarbonPolicy as CarbonPolicy
 from trireme_api.carbon.policy import CarbonStatus as CarbonStatus
 from trireme_api.carbon.policy import EnergyStatus as EnergyStatus
@@ -120,6 +121,9 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     EDIT_IGNORED = "EditIgnored"
     SHRUNK = "Shrunk"
+    OVER_CARBON_BUDGET = "OverCarbonBudget"
+    INTENSITY_FALLBACK = "IntensityFallback"
+    """No live carbon intensity where one is set up."""
 
 
 class Condition(Status):
@@ -298,6 +302,7 @@ class TrainingJobStatus(Status):
     stragglers: list[Straggler] = Field(default_factory=list)
     energy: EnergyStatus = Field(default_factory=EnergyStatus)
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)
+    carbon_hold: CarbonHold = Field(default_factory=CarbonHold)
     goodput: GoodputStatus | None = None
     admitted_at: str | None = None
     """First admission; the active deadline counts from here."""

@@ -91,6 +91,8 @@ def check_spec(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
         carbon.intensity(spec.carbon_policy.zone, spec.carbon_policy.grams_per_kilowatt_hour)
     except carbon.UnknownZone as error:
         yield InvalidSpec("spec.carbonPolicy.zone", str(error))
+    for field, message in spec.carbon_policy.problems(saves=spec.checkpoint is not None):
+        yield InvalidSpec(f"spec.carbonPolicy.{field}", message)
 
 
 def check_recipe(recipe: Recipe, where: str = "") -> Iterator[InvalidSpec]:

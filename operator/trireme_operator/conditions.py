@@ -28,7 +28,9 @@ _TABLE: dict[Phase, dict[ConditionType, bool]] = {
     Phase.SUCCEEDED: {C.SUCCEEDED: True, C.RUNNING: False, C.RECOVERING: False, C.SUSPENDED: False},
     Phase.FAILED: {C.FAILED: True, C.RUNNING: False, C.RECOVERING: False, C.SUSPENDED: False},
 }  # fmt: skip
-_ONLY_IF_PRESENT = frozenset({C.INVALID, C.SUSPENDED, C.RECOVERING, C.EDIT_IGNORED, C.SHRUNK})
+_ONLY_IF_PRESENT = frozenset(
+    {C.INVALID, C.SUSPENDED, C.RECOVERING, C.EDIT_IGNORED, C.SHRUNK, C.OVER_CARBON_BUDGET, C.INTENSITY_FALLBACK}
+)
 """False is the default of these: not worth a line until they have been true."""
 _FALSE_REASON = {Phase.SUSPENDING: "Suspending", Phase.SUSPENDED: "Suspended"}
 

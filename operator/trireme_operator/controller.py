@@ -16,6 +16,7 @@ from trireme_operator.cluster import Cluster, NameTaken, NotLeader
 from trireme_operator.desk import Desk
 from trireme_operator.frozen import effective
 from trireme_operator.gang import HOLDING
+from trireme_operator.grid import Grid
 from trireme_operator.pods import Images, pod_manifest
 from trireme_operator.queue import Queue
 from trireme_operator.reconcile import reconcile
@@ -42,12 +43,14 @@ class Controller:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
         written: Callable[[Job, Job], None] = lambda before, after: None,
+        grid: Callable[[], Grid] = Grid,
     ) -> None:
         self.store, self.queue, self.desk, self.cluster, self.images = store, queue, desk, cluster, images
         self.limits = limits or Limits()
         self.clock = clock
         self.written = written
         """Called after each status write with the job before and after: assignments and metrics follow."""
+        self.grid = grid
         self._errors: dict[Key, str] = {}
 
     async def work(self, observe: Callable[[str, float], None] = lambda result, seconds: None) -> None:
@@ -151,6 +154,7 @@ class Controller:
             missing_claims=missing_claims,
             write_error=self._errors.get(job.key, ""),
             limits=self.limits,
+            grid=self.grid(),
         )
 
     async def _missing_claims(self, job: Job) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ class Desk:
         phase = job.status.phase
         if job.spec is None or job.deleting or phase in TERMINAL or phase in HOLDING or job.key in self._granted:
             return False
+        if job.status.carbon_hold.reason is not None:
+            return False  # no room is kept for who waits for something else
         name = job.spec.scheduling_policy.priority_class_name
         known = name is None or name in self.priorities
         return known and not job.spec.run_policy.suspend and job.spec.scheduling_policy.gang == "builtin"

@@ -9,6 +9,7 @@ from trireme_api.job import Phase, TrainingJobSpec, TrainingJobStatus
 from trireme_operator import conditions
 from trireme_operator.actions import Note
 from trireme_operator.gang import Place, alive, places
+from trireme_operator.grid import Known, known
 from trireme_operator.views import Job, Observed
 
 
@@ -25,11 +26,14 @@ class Draft:
     spares: list[Place] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     wake: float | None = None
+    grid: Known = field(init=False)
+    """The intensity it is reckoned with, and the one its schedule goes by."""
 
     def __post_init__(self) -> None:
-        known = places(self.job, self.seen)
-        self.found = [place for place in known if not place.slot.spare]
-        self.spares = [place for place in known if place.slot.spare]
+        self.grid = known(self.spec.carbon_policy, self.seen.grid, self.now)
+        seats = places(self.job, self.seen)
+        self.found = [place for place in seats if not place.slot.spare]
+        self.spares = [place for place in seats if place.slot.spare]
 
     def place(self, index: int) -> Place:
         """The one of this slot number among those with ranks."""

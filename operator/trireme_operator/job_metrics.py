@@ -65,6 +65,7 @@ def samples(job: Job, now: float) -> Iterator[Sample]:
     yield from _failures(status, spec)
     yield from _ledger(status, now)
     yield from _footprint(status)
+    yield "carbon_budget_grams", (), spec.carbon_policy.budget_grams if spec is not None else None
 
 
 def _about(spec: TrainingJobSpec | None) -> tuple[str, str, str]:

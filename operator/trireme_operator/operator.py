@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import kopf
 from aiohttp import web
+from trireme_api.job import TERMINAL
 
 from trireme_operator import certificates, handlers
 from trireme_operator.api import Api, ApiError, once_reachable
@@ -22,6 +23,7 @@ from trireme_operator.controller import Controller
 from trireme_operator.coordinator import Coordinator, serve
 from trireme_operator.desk import Desk, foreign_taken
 from trireme_operator.gang import HOLDING
+from trireme_operator.gridwatch import GridWatch
 from trireme_operator.health import Health, application
 from trireme_operator.identity import Reviewer
 from trireme_operator.leader import Leader
@@ -59,6 +61,8 @@ class Operator:
             leading=lambda: self.leader.leading,
             answered=lambda code: self.metrics.answers.labels(str(code)).inc(),
         )
+        self.grids = GridWatch(options.carbon_settings, options.carbon_secrets)
+        self.grids.read()
         self.controller: Controller
         self._tls = certificates.server_context()
         self._kopf_stop = asyncio.Event()
@@ -80,7 +84,8 @@ class Operator:
             snooze_seconds=self.options.snooze_seconds,
         )
         self.controller = Controller(
-            self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written
+            self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written,
+            grid=lambda: self.grids.grid,
         )
         agents, port = await serve(
             self.coordinator.application(), options.coordinator_host, options.coordinator_port, self._tls
@@ -153,6 +158,7 @@ class Operator:
             self._count_others(),
             self._hear_kubelets(),
             self.cluster.post_notes(),
+            self.grids.keep(self._zones, self._grid_changed),
             self.controller.keep_admitting(),
             *(self.controller.work(self.metrics.reconciled) for _ in range(self.options.workers)),
         )
@@ -266,6 +272,16 @@ class Operator:
         self.coordinator.touch(after.key)
         self.metrics.status_written(before, after)
 
+    def _zones(self) -> set[str]:
+        """Zones of the jobs that have not ended, as they name them."""
+        zones = {job.spec.carbon_policy.zone for job in self.store.jobs.values() if _open(job) and job.spec}
+        return {name for zone in zones if (name := zone or self.grids.grid.default_zone)}
+
+    def _grid_changed(self, codes: set[str]) -> None:
+        for job in self.store.jobs.values():
+            if _open(job):
+                self.queue.add(job.key)
+
     def _gauges(self) -> None:
         self.metrics.queue_depth.set(len(self.queue))
         self.metrics.queue_age.set(self.queue.oldest_seconds())
@@ -274,3 +290,7 @@ class Operator:
         for resource, (age, unannounced) in self.health.watches().items():
             self.metrics.event_age.labels(resource).set(age)
             self.metrics.unannounced.labels(resource).set(unannounced)
+
+
+def _open(job: Job) -> bool:
+    return job.status.phase not in TERMINAL

@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from trireme_api.protocol import COORDINATOR_PORT
 
@@ -46,6 +47,8 @@ class Options:
     gang_seconds: float
     shrink_seconds: float
     snooze_seconds: float
+    carbon_settings: Path | None
+    carbon_secrets: Path | None
     log_format: str
     log_level: str
 
@@ -88,6 +91,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     option("--gang-seconds", "TRIREME_GANG_SECONDS", "120", "a gang not wholly placed by then queues again")
     option("--shrink-seconds", "TRIREME_SHRINK_SECONDS", "10", "an elastic gang waits so long for a pod to find a node")
     option("--snooze-seconds", "TRIREME_SNOOZE_SECONDS", "60", "from a shrink until the gang may grow; doubles")
+    option("--carbon-settings", "TRIREME_CARBON_SETTINGS", "", "file with zones and the provider of carbon intensity")
+    option("--carbon-secrets", "TRIREME_CARBON_SECRETS", "", "folder with the provider's token, or username, password")
     option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json")
     option("--log-level", "TRIREME_LOG_LEVEL", "info", "debug, info, warning or error")
     given = parser.parse_args(list(arguments))
@@ -115,6 +120,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         gang_seconds=_number("--gang-seconds", given.gang_seconds, 1, 86_400),
         shrink_seconds=_number("--shrink-seconds", given.shrink_seconds, 0, 86_400),
         snooze_seconds=_number("--snooze-seconds", given.snooze_seconds, 1, 3600),
+        carbon_settings=Path(given.carbon_settings) if given.carbon_settings else None,
+        carbon_secrets=Path(given.carbon_secrets) if given.carbon_secrets else None,
         log_format=_one_of("--log-format", given.log_format, ("text", "json")),
         log_level=_one_of("--log-level", given.log_level, ("debug", "info", "warning", "error")),
     )

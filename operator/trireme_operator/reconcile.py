@@ -7,11 +7,10 @@ between any two writes, called twice, late, or with an old view, and comes to th
 
 from __future__ import annotations
 
-from trireme_api import carbon
 from trireme_api.job import TERMINAL, ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState
 
-from trireme_operator import bookkeeping, conditions, energy, nodes
+from trireme_operator import bookkeeping, carbonhold, conditions, energy, nodes
 from trireme_operator.accounting import account
 from trireme_operator.actions import Act, Decision, DeleteJob
 from trireme_operator.clock import seconds, stamp
@@ -68,17 +67,13 @@ def decisive(status: TrainingJobStatus) -> object:
     slots = [(slot.index, slot.incarnation, slot.spare) for slot in status.slots]
     known = status.phase, status.attempt, slots, status.admitted_spec, status.suspended_at, status.queueing.not_before
     hang = status.hang.attempt if status.hang is not None else None
-    return known, status.sizing.target, hang, status.draining
+    return known, status.sizing.target, hang, status.draining, status.carbon_hold.reason
 
 
 def _meter(draft: Draft) -> None:
     """Energy and carbon, whatever the phase: pods burn until they are gone."""
-    status, policy, seen = draft.status, draft.spec.carbon_policy, draft.seen
-    try:
-        grid = carbon.intensity(policy.zone, policy.grams_per_kilowatt_hour)
-    except carbon.UnknownZone:
-        grid = None  # refused by validation; only a job admitted by another version can come here
-    energy.book(status, draft.spec, seen, grid)
+    status, grid = draft.status, draft.grid.reported
+    energy.book(status, draft.spec, draft.seen, grid)
     tokens = status.progress.tokens if status.progress is not None else None
     status.carbon = energy.carbon_status(draft.spec, status.energy, grid, tokens)
 
@@ -117,6 +112,7 @@ def _describe(draft: Draft) -> None:
         job.generation,
     )
     _tell_size(draft)
+    carbonhold.tell(draft)
     replicas = status.replicas
     replicas.desired = draft.spec.replicas.desired
     replicas.selector = f"{JOB_UID_LABEL}={job.uid}"

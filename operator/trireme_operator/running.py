@@ -7,7 +7,7 @@ import math
 from trireme_api.job import LastFailure, Phase, RestartRecord, RuleAction, Slot
 from trireme_api.protocol import AgentState, Cause, ExitCode
 
-from trireme_operator import hangs, recovery, stragglers
+from trireme_operator import carbonhold, hangs, recovery, stragglers
 from trireme_operator.accounting import best_step
 from trireme_operator.afterwards import absorb
 from trireme_operator.clock import duration, seconds, stamp
@@ -39,6 +39,12 @@ def run(draft: Draft) -> None:
         status.stopping_since = stamp(draft.now)
         draft.enter(Phase.SUSPENDING, "Suspending", "ranks agree on a step, save and stop; then the pods are removed")
         draft.note("Suspending", "asked to suspend: save and stop")
+        return
+    hold = carbonhold.to_stop(draft)
+    if hold is not None:
+        status.stopping_since = stamp(draft.now)
+        carbonhold.begin(draft, hold)
+        draft.enter(Phase.SUSPENDING, hold.reason, f"{hold.message}; ranks agree on a step, save and stop")
         return
     leave(draft)
     if absorb(draft) or _failed(draft) or resize(draft):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trireme_api.job import Phase
 from trireme_api.protocol import AgentState, ExitCode
 
+from trireme_operator import carbonhold
 from trireme_operator.clock import seconds, stamp
 from trireme_operator.draft import Draft
 from trireme_operator.gang import Place
@@ -42,8 +43,12 @@ def stop(draft: Draft) -> None:
     )
     give_back(draft)
     status.suspended_at = stamp(draft.now)
-    message = f"suspended {at} (ranks {how}); set spec.runPolicy.suspend to false to go on from there"
-    draft.enter(Phase.SUSPENDED, "Suspended", message)
+    reason, why = "Suspended", "set spec.runPolicy.suspend to false to go on from there"
+    if not draft.spec.run_policy.suspend and status.carbon_hold.reason is not None:
+        hold = carbonhold.to_start(draft)
+        reason, why = status.carbon_hold.reason, hold.message if hold is not None else "goes on from there"
+    message = f"suspended {at} (ranks {how}); {why}"
+    draft.enter(Phase.SUSPENDED, reason, message)
     draft.note("Suspended", message, warning=bool(running))
 
 

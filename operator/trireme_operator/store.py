@@ -27,7 +27,7 @@ def _claims(job: Job) -> object:
     """What of a job gang admission depends on."""
     status = job.status
     avoided = [node.name for node in status.avoided_nodes]
-    return status.phase, status.attempt, len(status.slots), job.generation, avoided
+    return status.phase, status.attempt, len(status.slots), job.generation, avoided, status.carbon_hold.reason
 
 
 class Store:

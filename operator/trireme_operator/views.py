@@ -14,6 +14,7 @@ from trireme_api.schema import InvalidSpec
 from trireme_api.validation import Checked, check_job
 
 from trireme_operator.clock import seconds
+from trireme_operator.grid import Grid
 from trireme_operator.trail import Trail
 
 MANAGED = "trireme.dev/managed"
@@ -304,3 +305,4 @@ class Observed:
     write_error: str = ""
     """The API server's answer to the last action that failed, e.g. a quota."""
     limits: Limits = Limits()
+    grid: Grid = field(default_factory=Grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trireme_api.job import ConditionType, Phase
 
+from trireme_operator import carbonhold
 from trireme_operator.actions import Note
 from trireme_operator.clock import seconds, stamp
 from trireme_operator.conditions import condition
@@ -26,20 +27,25 @@ def wait(draft: Draft) -> None:
     if status.start_time is None:
         status.start_time = stamp(draft.now)
     if spec.run_policy.suspend:
-        if status.phase != Phase.SUSPENDED:
-            status.suspended_at = stamp(draft.now)
+        if status.phase != Phase.SUSPENDED or status.carbon_hold.reason is not None:
+            status.suspended_at = status.suspended_at or stamp(draft.now)
+            before = "before it was started" if status.admitted_at is None else "while it waited"
             draft.enter(
-                Phase.SUSPENDED,
-                "Suspended",
-                "suspended before it was started; set spec.runPolicy.suspend to false to start",
+                Phase.SUSPENDED, "Suspended", f"suspended {before}; set spec.runPolicy.suspend to false to go on"
             )
             draft.note("Suspended", "spec.runPolicy.suspend is true")
+            carbonhold.lift(draft)
         return
+    hold = carbonhold.to_start(draft)
+    if hold is not None:
+        _held(draft, hold)
+        return
+    carbonhold.lift(draft)
     since = seconds(status.suspended_at)
     if since is not None:
         status.suspended_seconds = round(status.suspended_seconds + max(0.0, draft.now - since), 3)
         status.suspended_at = None
-        draft.note("Resumed", "spec.runPolicy.suspend is false again")
+        draft.note("Resumed", "nothing suspends it any more")
     if past_active_deadline(draft):
         return
     if draft.seen.missing_claims:
@@ -62,6 +68,15 @@ def wait(draft: Draft) -> None:
         admit(draft)
 
 
+def _held(draft: Draft, hold: carbonhold.Hold) -> None:
+    """Pending until it ran for the first time, then Suspended: that time is not counted against its active deadline."""
+    status = draft.status
+    ran = status.admitted_at is not None
+    status.suspended_at = (status.suspended_at or stamp(draft.now)) if ran else None
+    carbonhold.begin(draft, hold)
+    draft.enter(Phase.SUSPENDED if ran else Phase.PENDING, hold.reason, hold.message)
+
+
 def _keep_waiting(draft: Draft, reason: str, message: str) -> None:
     before = condition(draft.status, ConditionType.ADMITTED)
     if draft.status.phase != Phase.PENDING or before is None or before.reason != reason:
@@ -73,6 +88,7 @@ def admit(draft: Draft) -> None:
     status, spec = draft.status, draft.spec
     status.admitted_spec = snapshot(spec)
     status.admitted_at = status.admitted_at or stamp(draft.now)
+    status.carbon_hold.runs_since = stamp(draft.now)
     status.queueing.not_before = None
     begin_attempt(draft)
     room = draft.seen.admission.pods if draft.seen.admission is not None else None

@@ -22,6 +22,7 @@ from trireme_api.protocol import (
     CheckpointRef,
     EnergyReading,
     Failure,
+    Hardware,
     Progress,
     RankReport,
     Report,
@@ -35,6 +36,7 @@ from trireme_operator.clock import seconds, stamp
 from trireme_operator.controller import Controller
 from trireme_operator.desk import Desk
 from trireme_operator.gang import places
+from trireme_operator.grid import Grid, Live
 from trireme_operator.leases import Leases, Renewal
 from trireme_operator.pods import Images
 from trireme_operator.queue import Queue
@@ -100,7 +102,7 @@ class Agent:
             ranks=[RankReport(local_rank=0, exit=self.exits[0] if self.exits else None)] if self.attempt else [],
             progress=Progress(step=self.step, total_steps=100, tokens_per_second=1.0) if self.step else None,
             checkpoint=CheckpointRef(committed, f"step-{committed}") if committed and self.ranks_alive else None,
-            energy={"cpu": EnergyReading(self.joules, "declared")},
+            energy={"cpu": EnergyReading(self.joules, "declared")}, hardware=Hardware(self.joules / 100, 1),
             spent=self.spent() if self.assignment is not None and self.attempt == self.assignment.attempt else None,
         )  # fmt: skip
 
@@ -121,7 +123,7 @@ class Operator:
         self.desk, self.leases = Desk(self.store), Leases()
         self.controller = Controller(
             self.store, self.queue, self.desk, View(model, self), IMAGES, clock=lambda: model.now,
-            limits=Limits(gang_seconds=60.0, silent_seconds=15.0, shrink_seconds=10.0),
+            limits=Limits(gang_seconds=60.0, silent_seconds=15.0, shrink_seconds=10.0), grid=lambda: model.grid,
         )  # fmt: skip
         self.tasks: dict[Key, asyncio.Task[Any]] = {}
         self.gates: list[asyncio.Future[None]] = []
@@ -215,6 +217,7 @@ class Model:
         """Every write that changed something, for the question what was written when nothing happened."""
         self.wishes: dict[str, list[Replicas]] = {}
         """Every spec.replicas that a status was written under."""
+        self.grid = Grid()
         self.one_operator = True
         """Two that act at once may make a pod too many; its agent is told to stop, so its ranks never start."""
         self.lost: set[str] = set()
@@ -232,6 +235,10 @@ class Model:
     def _next(self) -> str:
         self.version += 1
         return str(self.version)
+
+    def shine(self, grams: float) -> None:
+        """The grid of Germany has this intensity now."""
+        self.grid = Grid(live={"DE": Live(grams, self.now, True, "the model")}, max_age_seconds=1e9)
 
     def new_uid(self) -> str:
         self._uid += 1
@@ -540,6 +547,13 @@ class Model:
         burnt = sum(agent.joules for agent in self.agents.values() if agent.job == name)
         if after.energy.joules > burnt + 1:
             raise Broken(f"energy counted twice: {after.energy.joules} of {burnt}")
+        rows = [*([after.energy.older] if after.energy.older else []), *after.energy.attempts]
+        if abs(sum(sum(row.joules.values()) for row in rows) - after.energy.joules) > 1:
+            raise Broken("energy: the attempts' rows are not the sum")
+        if sum(row.pod_seconds for row in rows) > burnt / 100 + 1:
+            raise Broken("energy: hours of hardware counted twice")
+        if after.carbon_hold.reason is not None and after.phase in (Phase.STARTING, Phase.RUNNING, Phase.RECOVERING):
+            raise Broken(f"carbon: a held job is {after.phase}")
         wishes = self.wishes.setdefault(name, [])
         wishes.append(Replicas.model_validate(stored["spec"]["replicas"]))
         gang, spares = _gang(after), [slot for slot in after.slots if slot.spare]

@@ -39,6 +39,11 @@ WISHES = st.fixed_dictionaries(
     optional={"min": st.integers(1, 2), "max": st.integers(2, 3), "allowed": st.sampled_from([[1, 3], [2, 3], [1, 2]])},
 ).filter(_valid)
 """spec.replicas"""
+CLEAN = 50.0
+GREEN = {
+    "checkpoint": {"uri": "pvc://checkpoints/job"},
+    "carbonPolicy": {"zone": "DE", "pauseAbove": 300, "minimumRunSeconds": 10, "deadline": "2050-01-01T00:00:00Z"},
+}
 
 
 class World(RuleBasedStateMachine):
@@ -64,10 +69,11 @@ class World(RuleBasedStateMachine):
 
     # --- people -----------------------------------------------------------------------------------------------------
 
-    @initialize(sizes=st.tuples(WISHES, WISHES), rounds=st.integers(0, 6))
-    def begin(self, sizes: tuple[dict[str, Any], dict[str, Any]], rounds: int) -> None:
+    @initialize(sizes=st.tuples(WISHES, WISHES), rounds=st.integers(0, 6), green=st.booleans())
+    def begin(self, sizes: tuple[dict[str, Any], dict[str, Any]], rounds: int, green: bool) -> None:
+        self.model.shine(CLEAN)
         for name, replicas in zip(JOBS, sizes, strict=True):
-            self.model.create_job(name, replicas)
+            self.model.create_job(name, replicas, **(GREEN if green else {}))
         self.replace_operator()
         for _ in range(rounds):
             self.peace(0, PARTS)
@@ -81,6 +87,13 @@ class World(RuleBasedStateMachine):
     def suspend(self, name: str, on: bool) -> None:
         if name in self.model.jobs:
             self.model.edit_job(name, runPolicy={"suspend": on})
+
+    @rule(grams=st.sampled_from([CLEAN, 280.0, 400.0]))
+    def weather(self, grams: float) -> None:
+        self.model.shine(grams)
+        for operator in self.model.operators:
+            for name in self.model.jobs:
+                operator.queue.add((NAMESPACE, name))
 
     @rule(name=st.sampled_from(JOBS), replicas=WISHES)
     def edit(self, name: str, replicas: dict[str, Any]) -> None:
@@ -254,6 +267,7 @@ class World(RuleBasedStateMachine):
 def calm(world: World) -> None:
     """Faults stop; nodes are well, one operator leads, agents and kubelets do their work: all must come to rest."""
     model = world.model
+    model.shine(CLEAN)
     for operator in list(model.operators):
         model.kill(operator)
     for node in list(model.nodes):

@@ -9,6 +9,7 @@ from trireme_api.job import TrainingJobStatus, pod_name
 from trireme_api.protocol import AgentState, Cause, Failure, RankReport, Report
 from trireme_operator.actions import Decision
 from trireme_operator.controller import plain_status
+from trireme_operator.grid import Grid
 from trireme_operator.reconcile import reconcile
 from trireme_operator.views import Ended, Heard, Job, Limits, Node, Observed, Pod, Verdict, job_of
 
@@ -66,6 +67,7 @@ class Scene:
         self.claims: tuple[str, ...] = ()
         self.error = ""
         self.limits = Limits()
+        self.grid = Grid()
         self.notes: list[str] = []
 
     @property
@@ -85,6 +87,7 @@ class Scene:
             self.claims,
             self.error,
             self.limits,
+            self.grid,
         )
 
     def decide(self) -> Decision:

@@ -24,7 +24,9 @@ def test_energy_of_a_pod_is_counted_once_whatever_comes_twice() -> None:
         scene.now += 10
         scene.heard["pod-0-1"] = heard("pod-0-1", 1, AgentState.RUNNING, scene.now, energy=energy(joules))
         scene.heard["pod-1-1"] = heard("pod-1-1", 1, AgentState.RUNNING, scene.now, energy=energy(KWH, "rapl"))
+        before = scene.status.energy.joules
         scene.settle()
+        assert scene.status.energy.joules >= before, "an older report that comes late takes nothing back"
     assert scene.status.energy.joules == pytest.approx(2500 + KWH)
     assert scene.status.energy.source == "declared"
     assert scene.status.carbon.grams == pytest.approx((2500 + KWH) / KWH * 1.5 * 40.7, rel=1e-4)

@@ -14,6 +14,7 @@ from typing import Literal
 
 JOULES_PER_KILOWATT_HOUR = 3.6e6
 HOURS_PER_YEAR = 8760.0
+GRAMS_PER_POUND = 453.59237
 SECONDS_PER_YEAR = HOURS_PER_YEAR * 3600
 LIFE_YEARS = 4.0
 """SCI's example and Cloud Carbon Footprint; the middle of Sustainable AI's 3 to 5."""

@@ -91,13 +91,13 @@ def intensity(
 ) -> Intensity | None:
     """Average intensity for a job: its own number, else the cluster's for the zone, else the table's.
 
-    None when neither a zone nor a number was given. `cluster` holds numbers by zone in capitals. Raises UnknownZone.
+    None when neither a zone nor a number was given. `cluster` holds numbers by the table's codes. Raises UnknownZone.
     """
     if override is not None:
         return Intensity(override, "carbonPolicy.gramsPerKilowattHour", zone)
     if zone is None:
         return None
-    name = zone.strip().upper()
-    if cluster and name in cluster:
-        return Intensity(cluster[name], f"this cluster's own figure for {name}", name)
-    return find(zone).intensity
+    found = find(zone)
+    if cluster and found.code in cluster:
+        return Intensity(cluster[found.code], f"this cluster's own figure for {found.code}", found.code)
+    return found.intensity

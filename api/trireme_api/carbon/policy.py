@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -41,6 +43,33 @@ class CarbonPolicy(Spec):
     gpu_watts: PositiveFloat | None = None
     """The same of one GPU, for GPUs that tell neither energy nor power; left out: their energy is missing."""
     embodied: Embodied = Embodied()
+    start_below: float | None = Field(default=None, ge=0, le=MAX_GRAMS_PER_KILOWATT_HOUR)
+    """g/kWh: does not start, or go on after a pause, while the grid is dirtier; at the latest at `deadline`."""
+    pause_above: float | None = Field(default=None, gt=0, le=MAX_GRAMS_PER_KILOWATT_HOUR)
+    """g/kWh: saves and gives its nodes back while the grid is dirtier; goes on exactly there at `startBelow`, or at
+    nine tenths of this, and at the latest at `deadline`. Needs a checkpoint."""
+    minimum_run_seconds: int = Field(default=1800, ge=0)
+    """Runs so long at least before it pauses."""
+    deadline: str | None = None
+    """From this time (RFC 3339) on it neither waits nor pauses for the grid; required with either."""
+    budget_grams: PositiveFloat | None = None
+    """CO2e the job may cause, operational and embodied."""
+    on_budget: Literal["warn", "suspend"] = "warn"
+    """What happens beyond the budget: a condition and an event; suspend: it also saves and gives its nodes back."""
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _with_a_zone(cls, value: Any) -> Any:
+        """A time that YAML has already read is taken as one."""
+        if value is None:
+            return None
+        try:
+            at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        except ValueError:
+            at = None
+        if at is None or at.tzinfo is None:
+            raise ValueError("must be a time with its zone, such as 2026-12-01T00:00:00Z")
+        return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
     @field_validator("zone", mode="before")
     @classmethod
@@ -48,6 +77,29 @@ class CarbonPolicy(Spec):
         if zone is False:
             raise ValueError('YAML reads an unquoted NO as false; write "NO" or NOR')
         return zone
+
+    def problems(self, saves: bool) -> Iterator[tuple[str, str]]:
+        """(field, what would be right) of what does not go together; `saves`: the job has checkpoints."""
+        if (self.start_below is not None or self.pause_above is not None) and self.deadline is None:
+            yield "deadline", "is required with startBelow or pauseAbove, or the job could wait for ever"
+        if self.pause_above is not None and self.start_below is not None and self.start_below >= self.pause_above:
+            yield "pauseAbove", f"must be more than startBelow ({self.start_below:g})"
+        if not saves and self.pause_above is not None:
+            yield "pauseAbove", "needs spec.checkpoint, or each pause would cost the work done so far"
+        if not saves and self.budget_grams is not None and self.on_budget == "suspend":
+            yield "onBudget", "suspend needs spec.checkpoint, or the work done so far would be lost; use warn"
+
+
+class CarbonHold(Status):
+    """What carbonPolicy keeps the job from."""
+
+    reason: str | None = None
+    """DirtyGrid | CarbonBudgetSpent; absent: nothing."""
+    since: str | None = None
+    pauses: int = 0
+    """How often a running gang has been asked to give its nodes back."""
+    runs_since: str | None = None
+    """When the gang was last admitted; the minimum run counts from here."""
 
 
 class AttemptEnergy(Status):
