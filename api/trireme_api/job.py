@@ -11,6 +11,7 @@ from trireme_api.carbon.policy import CarbonHold as CarbonHold
 from trireme_api.carbon.policy import CarbonPolicy as CarbonPolicy
 from trireme_api.carbon.policy import CarbonStatus as CarbonStatus
 from trireme_api.carbon.policy import EnergyStatus as EnergyStatus
+from trireme_api.decisions import DecisionRecord
 from trireme_api.failures import DEFAULT_LADDER as DEFAULT_LADDER
 from trireme_api.failures import FailurePolicy as FailurePolicy
 from trireme_api.failures import FailureRule as FailureRule
@@ -277,8 +278,12 @@ class Queueing(Status):
 
 class TrainingJobStatus(Status):
     phase: Phase | None = None
+    reason: str = ""
+    """Why it is in this phase, in one word; `explanation` says it in a sentence."""
     observed_generation: int = 0
     conditions: list[Condition] = Field(default_factory=list)
+    decisions: list[DecisionRecord] = Field(default_factory=list)
+    """What the operator decided: the first and the newest. Events say the same, but only for an hour."""
     attempt: int = 0
     attempt_started_at: str | None = None
     slots: list[Slot] = Field(default_factory=list)

@@ -25,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("trireme_cli.plan:plan", "Memory, time, energy, carbon and failures of a run, before it."),
     "run": ("trireme_cli.run:run", "Train a recipe on this machine, without a cluster."),
     "checkpoints": ("trireme_cli.checkpoints:checkpoints", "List and verify the checkpoints of a job or directory."),
+    "explain": ("trireme_cli.explain:command", "What a job does and why, what failed, what is next."),
+    "top": ("trireme_cli.top:command", "All jobs in one live table."),
+    "note": ("trireme_cli.notes:command", "Add a note to a job's logbook."),
     "evaluate": ("trireme_cli.evaluate:evaluate", "Held-out perplexity and tasks of a checkpoint or model."),
     "grow": ("trireme_cli.grow:grow", "Split experts of a growing model between two sessions."),
     "convert": ("trireme_cli.convert:convert", "To and from Hugging Face Transformers."),
@@ -32,7 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _EXTRAS = {
     "trainer": {"torch", "numpy", "tokenizers", "sentencepiece", "safetensors", "fsspec"},
-    "operator": {"kopf", "kubernetes", "aiohttp", "cryptography"},
+    "cli": {"kubernetes", "urllib3"},
+    "operator": {"kopf", "aiohttp", "cryptography"},
 }
 
 _BAD_INPUT = int(ExitCode.BAD_RECIPE)

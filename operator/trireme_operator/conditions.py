@@ -65,6 +65,7 @@ def condition(status: TrainingJobStatus, kind: ConditionType) -> Condition | Non
 def enter(status: TrainingJobStatus, phase: Phase, reason: str, message: str, now: float, generation: int) -> None:
     """Puts the job into a phase (or says why it is still in it): conditions and explanation follow."""
     status.phase = phase
+    status.reason = reason
     status.explanation = message
     status.observed_generation = generation
     main = next(iter(_TABLE[phase]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trireme_api.decisions import noted
 from trireme_api.job import Phase, TrainingJobSpec, TrainingJobStatus
 
 from trireme_operator import conditions
 from trireme_operator.actions import Note
+from trireme_operator.clock import stamp
 from trireme_operator.gang import Place, alive, places
 from trireme_operator.grid import Known, known
 from trireme_operator.views import Job, Observed
@@ -40,7 +42,9 @@ class Draft:
         return next(place for place in self.found if place.slot.index == index)
 
     def note(self, reason: str, message: str, warning: bool = False) -> None:
+        """A decision: an event, and a line in the logbook of the status."""
         self.notes.append(Note(reason, message, warning))
+        self.status.decisions = noted(self.status.decisions, stamp(self.now), reason, message, warning)
 
     def wake_at(self, when: float) -> None:
         """Look again at this time though nothing happens."""
