@@ -227,6 +227,10 @@ def test_a_stopped_rank_is_continued_for_its_stack_after_its_peers_have_written_
         for rank in ranks:
             assert rank.stdout is not None
             rank.stdout.readline()
+        until = time.monotonic() + 10  # on a busy machine it says so long before it gets to sleep
+        while any(" S " not in Path(f"/proc/{rank.pid}/stat").read_text() for rank in ranks):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         ranks[1].send_signal(signal.SIGSTOP)
         targets = [Target(rank, process.pid, int(signal.SIGUSR2)) for rank, process in enumerate(ranks)]
         dump = stacks.Dump(str(tmp_path), (str(tmp_path / "kept"), "name"), 0, targets)
