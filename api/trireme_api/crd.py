@@ -92,6 +92,7 @@ COLUMNS = (
     ("CO2e", "string", ".status.carbon.summary", 0),
     ("ETA", "string", ".status.progress.remaining", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Why", "string", ".status.reason", 0),
     ("Explanation", "string", ".status.explanation", 1),
 )
 """(name, type, JSON path, priority); priority 1 is shown by `-o wide` only."""

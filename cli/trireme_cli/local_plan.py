@@ -50,6 +50,14 @@ class Plan:
     recipe: Recipe | None = None
     checkpoint: CheckpointSpec | None = None
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a later report is to know of it."""
+        recipe = json.loads(_json(self.recipe)) if self.recipe is not None else None
+        uri = self.checkpoint.uri if self.checkpoint is not None else None
+        nproc = int(self.environment[Env.PROCS_PER_NODE])
+        return {"name": self.name, "nproc": nproc, "command": self.command, "checkpoint": uri, "recipe": recipe}
+
 
 def plan_recipe(path: Path, options: Options, inherited: Mapping[str, str]) -> Plan:
     """Raises InvalidSpec naming the field or option."""

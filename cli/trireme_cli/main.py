@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoints": ("trireme_cli.checkpoints:checkpoints", "List and verify the checkpoints of a job or directory."),
     "explain": ("trireme_cli.explain:command", "What a job does and why, what failed, what is next."),
     "top": ("trireme_cli.top:command", "All jobs in one live table."),
+    "logs": ("trireme_cli.logs:command", "The output of all ranks of a job as one stream."),
+    "report": ("trireme_cli.report.command:command", "The logbook of a run as one page."),
     "note": ("trireme_cli.notes:command", "Add a note to a job's logbook."),
     "evaluate": ("trireme_cli.evaluate:evaluate", "Held-out perplexity and tasks of a checkpoint or model."),
     "grow": ("trireme_cli.grow:grow", "Split experts of a growing model between two sessions."),

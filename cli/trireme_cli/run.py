@@ -20,6 +20,7 @@ from trireme_agent.__main__ import STOP_WITH_PARENT
 from trireme_agent.nvml import gpu_devices
 from trireme_api.protocol import Env, ExitCode
 
+from trireme_cli import sessions
 from trireme_cli.local_coordinator import LocalCoordinator
 from trireme_cli.local_display import Display, show_summary
 from trireme_cli.local_plan import Options, Plan, next_attempt, note_attempt, plan_command, plan_recipe
@@ -122,13 +123,14 @@ class LocalRun:
             procs=options.nproc, first_attempt=first, max_restarts=max_restarts, grace_seconds=grace,
             on_event=self._event,
         )  # fmt: skip
-        self._noted = first
+        self._first = self._noted = first
         self._display = Display(console, self._coordinator.view, quiet=quiet)
         self._interrupts = 0
         self._kill_at: float | None = None
 
     def run(self) -> dict[str, Any]:
         began = time.monotonic()
+        sessions.begin(self._plan.directory, self._first, self._plan.told)
         before = {number: signal.signal(number, self._interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with self._display:
@@ -137,7 +139,9 @@ class LocalRun:
             self._coordinator.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return self._result(code, time.monotonic() - began)
+        result = self._result(code, time.monotonic() - began)
+        sessions.end(self._plan.directory, self._first, result)
+        return result
 
     def _start(self) -> subprocess.Popen[bytes]:
         scratch = Path(self._plan.scratch.name)

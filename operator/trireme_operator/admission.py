@@ -20,6 +20,8 @@ from trireme_operator import sizing
 from trireme_operator.views import Key, Node, Verdict
 
 Amounts = Mapping[str, float]
+SHOWN_NODES, SHOWN_TROUBLES = 3, 4
+"""Of what a message names; a thousand nodes must not make it long."""
 CORDONED = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
 """The taint that stands for `kubectl cordon`."""
 
@@ -120,6 +122,7 @@ class Room:
         self.free: dict[str, dict[str, float]] = {name: dict(node.allocatable) for name, node in self.nodes.items()}
         self._eligible: dict[object, tuple[str, ...]] = {}
         self._capacity: dict[object, int] = {}
+        self._refusals: dict[object, str] = {}
 
     def eligible(self, demand: Demand) -> tuple[str, ...]:
         """Names of the nodes that pods of this kind may go to now; remembered, for many jobs ask the same."""
@@ -131,6 +134,12 @@ class Room:
         if demand.kind not in self._capacity:
             self._capacity[demand.kind] = capacity(self.nodes.values(), demand)
         return self._capacity[demand.kind]
+
+    def refusals(self, demand: Demand) -> str:
+        """Why no node takes pods of this kind; remembered like the above."""
+        if demand.kind not in self._refusals:
+            self._refusals[demand.kind] = lacking(self, demand)
+        return self._refusals[demand.kind]
 
     def take(self, node: str, requests: Amounts, times: int = 1) -> None:
         free = self.free.get(node)
@@ -192,7 +201,8 @@ def verdicts(
             found[job.key] = Verdict(
                 False,
                 "NoNodeReady",
-                f"no node that may take pods of {describe(job.demand)} is ready and schedulable now",
+                f"no node that may take pods of {describe(job.demand)} is ready and schedulable now; "
+                + room.refusals(job.demand),
             )
             continue
         ahead = next((held[name] for name in could_use if name in held), None)
@@ -200,8 +210,11 @@ def verdicts(
             message = f"waits behind {'/'.join(ahead)}, which has precedence on the same nodes"
             found[job.key] = Verdict(False, "Queued", message)
         else:
-            message = f"needs room for {job.least} pods of {describe(job.demand)} at once; {fit} would fit now; "
-            found[job.key] = Verdict(False, "WaitsForRoom", message + "starts when others end")
+            message = (
+                f"needs room for {job.least} pods of {describe(job.demand)} at once; {fit} would fit now; "
+                f"{lacking(room, job.demand, held.keys())}; starts when others end"
+            )
+            found[job.key] = Verdict(False, "WaitsForRoom", message)
         for name in could_use:
             held.setdefault(name, job.key)
     for job in sorted(growing, key=lambda w: (-w.priority, w.created_at, w.key)):
@@ -210,6 +223,47 @@ def verdicts(
         room.place(job.demand, room.plan(job.demand, more, held.keys()))
         found[job.key] = Verdict(more > 0, "Room", f"room for {more} more pods", more)
     return found
+
+
+def lacking(room: Room, demand: Demand, barred: AbstractSet[str] = frozenset()) -> str:
+    """Which node lacks what, nodes of one trouble together: `a, b: nvidia.com/gpu (8 needed, at most 2 free); c: …`."""
+    groups: dict[str, list[str]] = {}
+    free: dict[str, float] = {}
+    for name, node in sorted(room.nodes.items()):
+        why = refusal(node, demand) or ("kept for a job before it" if name in barred else "")
+        if not why:
+            short = [r for r, amount in demand.requests.items() if room.free[name].get(r, 0.0) + 1e-9 < amount]
+            for resource in short:
+                free[resource] = max(free.get(resource, 0.0), room.free[name].get(resource, 0.0))
+            if not short:
+                continue  # it has room: what fits now was said before
+            why = ", ".join(sorted(short))
+        groups.setdefault(why, []).append(name)
+    parts = []
+    for why, names in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:SHOWN_TROUBLES]:
+        who = ", ".join(names[:SHOWN_NODES]) + (f" and {len(names) - SHOWN_NODES} more" if names[SHOWN_NODES:] else "")
+        amounts = [
+            f"{r} ({_amount(r, demand.requests[r])} needed, at most {_amount(r, max(0.0, free[r]))} free)"
+            for r in why.split(", ")
+            if r in free
+        ]
+        parts.append(f"{who}: {'too little ' + ', '.join(amounts) if amounts else why}")
+    return "; ".join(parts) or "there are no nodes"
+
+
+def refusal(node: Node, demand: Demand) -> str:
+    """Why a node takes no pods of this kind, room aside; empty where it does."""
+    if node.name in demand.avoid:
+        return "avoided after failures"
+    if node.suspect:
+        return "not ready"
+    if cordoned(node, demand.tolerations):
+        return "cordoned"
+    other = [f"{key}={value}" for key, value in demand.selector.items() if node.labels.get(key) != value]
+    if other:
+        return f"without the label {' '.join(other)}"
+    strange = [taint[0] for taint in node.taints if not tolerates(demand.tolerations, taint)]
+    return f"taint {strange[0]} not tolerated" if strange else ""
 
 
 def capacity(nodes: Iterable[Node], demand: Demand) -> int:

@@ -119,7 +119,7 @@ class _OwnCode(click.ClickException):
         (_OwnCode("corpus is empty"), 65, "error: corpus is empty"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (ModuleNotFoundError("no", name="torch"), 1, "pip install 'trireme[trainer]'"),
-        (ModuleNotFoundError("no", name="kubernetes.aio"), 1, "pip install 'trireme[operator]'"),
+        (ModuleNotFoundError("no", name="kubernetes.aio"), 1, "pip install 'trireme[cli]'"),
         (ModuleNotFoundError("no", name="trireme_cli.prepare"), 1, "'prepare' is not part of this installation"),
     ],
 )

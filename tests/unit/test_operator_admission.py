@@ -191,3 +191,30 @@ def test_a_thousand_waiting_jobs_and_a_thousand_nodes_are_judged_quickly() -> No
     found = verdicts(nodes, (), jobs)
     assert time.process_time() - began < 2.0
     assert sum(verdict.fits for verdict in found.values()) == 1000 // 16
+
+
+def test_a_job_that_waits_is_told_which_node_lacks_what() -> None:
+    nodes = [
+        node("a"), node("b"), node("c", labels={"kind": "cpu"}), Node("d", False), Node("e", True, True),
+        node("f", taints=GPU_TAINT), node("g"), node("h"),
+    ]  # fmt: skip
+    taken = tuple(Taken(CPU1, name) for name in "abghf" for _ in range(3))
+    demand = {"avoid": frozenset({"g"})}
+    text = verdicts(nodes, taken, [waits("x", 4, **demand)])["ns", "x"].message
+    assert "2 would fit now" in text
+    assert "a, b, h: too little cpu (2 needed, at most 1 free)" in text
+    for part in ("g: avoided after failures", "d: not ready", "e: cordoned", "starts when others end"):
+        assert part in text, text
+    assert "c:" not in text, "what has room lacks nothing"
+    alone = verdicts([node("a", labels={"kind": "x"}), Node("d", False)], (), [waits("x", 1, selector={"kind": "y"})])
+    assert "even when empty" in alone["ns", "x"].message
+    down = verdicts([Node("d", False, allocatable={"cpu": 9.0, "pods": 9.0})], (), [waits("x", 1)])["ns", "x"]
+    assert (down.reason, down.message.rpartition("; ")[2]) == ("NoNodeReady", "d: not ready")
+
+
+def test_what_a_thousand_nodes_lack_is_said_shortly() -> None:
+    nodes = [node(f"n{i:03}") for i in range(1000)]
+    taken = [Taken(Demand({"cpu": 3.0}), one.name) for one in nodes]
+    text = verdicts(nodes, taken, [waits("x", 1)])["ns", "x"].message
+    assert "n000, n001, n002 and 997 more: too little cpu (2 needed, at most 1 free)" in text
+    assert len(text) < 250

@@ -17,6 +17,7 @@ from trireme_api.families import ModelConfig, check_recipe
 from trireme_api.protocol import ExitCode
 from trireme_api.recipe import Recipe
 
+from trireme_trainer.checkpoint.checkpointer import versions
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.data.order import derive
 from trireme_trainer.families import LanguageModel, build
@@ -105,7 +106,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 started = True
                 pulse.reached("first_step")
                 spent = pulse.startup_seconds()
-                reporter.event("started", step=done, **spent)
+                reporter.event("started", step=done, peakMemoryBytes=world.peak_memory(), **spent)
                 parts = ", ".join(f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in spent.items())
                 log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
                 if collectives:
@@ -272,7 +273,9 @@ def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: Wor
     if settings.metrics_port:
         metrics.serve(settings.metrics_port)
     log.info("%s on %d ranks, %s, %s", recipe.model.preset, world.size, name, recipe.precision)
-    return Reporter(recipe, pulse, meter, Logbook(directory, settings.attempt), metrics)
+    logbook = Logbook(directory, settings.attempt)
+    logbook.event("environment", device=name, ranks=world.size, precision=recipe.precision, **versions())
+    return Reporter(recipe, pulse, meter, logbook, metrics)
 
 
 def _hang_watch(settings: Settings, pulse: Pulse, world: World) -> HangWatch:

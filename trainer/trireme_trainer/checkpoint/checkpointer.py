@@ -262,7 +262,7 @@ class Checkpointer:
                 attempt=self._attempt,
                 world_size=ranks.world,
                 created=time.time(),
-                versions=_versions(),
+                versions=versions(),
                 files=tuple(sorted((entry for entries in everyone for entry in entries), key=lambda entry: entry.name)),
                 meta=meta,
             )
@@ -324,7 +324,7 @@ class Checkpointer:
                 log.error("%s; earlier checkpoints are untouched", self._last_failure)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     try:
         own = importlib.metadata.version("trireme")
     except importlib.metadata.PackageNotFoundError:
