@@ -272,8 +272,9 @@ class Verdict:
 class Limits:
     """Times that are the operator's own, not the job's."""
 
-    settle_seconds: float = 1.0
-    """While only consequences of a failure are seen, the report of its cause is awaited for so long."""
+    settle_seconds: float = 2.0
+    """While only consequences of a failure are seen, the report of its cause is awaited for so long: a kubelet looks for
+    ended containers once a second, and its word takes a moment more."""
     gang_seconds: float = 120.0
     """A gang that is not wholly placed within this time gives its nodes back and queues again."""
     shrink_seconds: float = 10.0

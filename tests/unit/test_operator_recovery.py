@@ -172,8 +172,8 @@ def test_the_cause_is_awaited_while_only_consequences_are_seen() -> None:
         "pod-0-1", 1, AgentState.EXITED, scene.now, failure=failure(Cause.NETWORK, cascade=True)
     )
     decision = scene.decide()
-    assert (scene.status.attempt, decision.requeue_after) == (1, pytest.approx(1.0))
-    scene.now += 0.5
+    assert (scene.status.attempt, decision.requeue_after) == (1, pytest.approx(2.0))
+    scene.now += 1.5
     scene.heard["pod-1-1"] = heard("pod-1-1", 1, AgentState.EXITED, scene.now, failure=failure(Cause.OOM, rank=1))
     scene.decide()
     assert scene.status.attempt == 2
