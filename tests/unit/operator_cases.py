@@ -99,9 +99,9 @@ class Scene:
         return decision
 
     def settle(self) -> list[Decision]:
-        """Decisions until no status is written any more."""
+        """Decisions until no status is written any more and no cause is awaited."""
         found = [self.decide()]
-        while found[-1].status is not None or (found[-1].requeue_after or 99) <= 1.0:
+        while found[-1].status is not None or (found[-1].requeue_after or 99) <= self.limits.settle_seconds:
             self.now += 1.0
             found.append(self.decide())
             assert len(found) < 20, "reconcile does not come to rest"
