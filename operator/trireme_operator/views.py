@@ -273,8 +273,8 @@ class Limits:
     """Times that are the operator's own, not the job's."""
 
     settle_seconds: float = 2.0
-    """While only consequences of a failure are seen, the report of its cause is awaited for so long: a kubelet looks for
-    ended containers once a second, and its word takes a moment more."""
+    """While only consequences of a failure are seen, the report of its cause is awaited for so long: a kubelet looks
+    for ended containers once a second, and its word takes a moment more."""
     gang_seconds: float = 120.0
     """A gang that is not wholly placed within this time gives its nodes back and queues again."""
     shrink_seconds: float = 10.0
