@@ -53,14 +53,18 @@ def _flow() -> list[Any]:
 
 
 def _jobs() -> list[Any]:
+    idle = f"max by (namespace, job) (trireme_job_idle_energy_joules{{{IN}}})"
     budget = f"max by (namespace, job) (trireme_job_carbon_budget_grams{{{IN}}})"
     return [
         row("By job"),
-        bars("CO2e by job", "Of all attempts, the ten highest.", "massg", (f"topk(10, {GRAMS})", NAME)),
+        bars("CO2e by job", "Of all attempts, the ten highest.", "massg", (f"topk(10, {GRAMS})", NAME), span=6),
         bars("Budget used", "Share of the CO2e that the job may cause.", "percentunit", (f"{GRAMS} / {budget}", NAME),
-             high=1, steps=((None, "green"), (0.75, "orange"), (0.9, "red"))),
+             span=6, high=1, steps=((None, "green"), (0.75, "orange"), (0.9, "red"))),
         bars("Per million tokens", "CO2e for each million tokens, the ten highest.", "massg",
-             (f"topk(10, max by (namespace, job) (trireme_job_carbon_grams_per_million_tokens{{{IN}}}))", NAME)),
+             (f"topk(10, max by (namespace, job) (trireme_job_carbon_grams_per_million_tokens{{{IN}}}))", NAME), span=6),
+        bars("Idle", "Share of the energy used while no rank ran in the pod: waiting, starting, recovering.",
+             "percentunit", (f"topk(10, {idle} / ({ENERGY} > 0))", NAME), span=6, high=1,
+             steps=((None, "green"), (0.1, "orange"), (0.25, "red"))),
     ]  # fmt: skip
 
 

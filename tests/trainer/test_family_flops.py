@@ -37,6 +37,11 @@ def test_forward_and_backward_of_the_full_square(name: str) -> None:
     assert backward.get_total_flops() == 2 * expected
 
 
+def test_no_family_is_left_out() -> None:
+    families = {type(preset.config) for preset in PRESETS.values()}
+    assert families == {type(preset.config) for name, preset in PRESETS.items() if name.endswith("-tiny")}
+
+
 @pytest.mark.parametrize("name", ["opt-tiny", "opt-350m", "opt-1.3b", "gpt-tiny", "xglm-564m"])
 def test_causal_half_counted_query_by_query(name: str) -> None:
     """The counter reports full squares. A block fed one query against its t keys, for every t, executes the causal half
