@@ -53,6 +53,7 @@ def _flow() -> list[Any]:
 
 
 def _jobs() -> list[Any]:
+    intensity = f"max by (namespace, job) (trireme_job_carbon_grams_per_million_tokens{{{IN}}})"
     idle = f"max by (namespace, job) (trireme_job_idle_energy_joules{{{IN}}})"
     budget = f"max by (namespace, job) (trireme_job_carbon_budget_grams{{{IN}}})"
     return [
@@ -61,7 +62,7 @@ def _jobs() -> list[Any]:
         bars("Budget used", "Share of the CO2e that the job may cause.", "percentunit", (f"{GRAMS} / {budget}", NAME),
              span=6, high=1, steps=((None, "green"), (0.75, "orange"), (0.9, "red"))),
         bars("Per million tokens", "CO2e for each million tokens, the ten highest.", "massg",
-             (f"topk(10, max by (namespace, job) (trireme_job_carbon_grams_per_million_tokens{{{IN}}}))", NAME), span=6),
+             (f"topk(10, {intensity})", NAME), span=6),
         bars("Idle", "Share of the energy used while no rank ran in the pod: waiting, starting, recovering.",
              "percentunit", (f"topk(10, {idle} / ({ENERGY} > 0))", NAME), span=6, high=1,
              steps=((None, "green"), (0.1, "orange"), (0.25, "red"))),
