@@ -18,7 +18,7 @@ MINUTES = float(sys.argv[1]) if len(sys.argv) > 1 else 6.0
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), every=200) as there:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), every=50) as there:
         for share, pod in ((0.4, f"{JOB}-1-1"), (0.75, f"{JOB}-0-1")):
             time.sleep(max(0.0, there.began + 60 * MINUTES * share - time.time()))
             there.kill_rank(pod)

@@ -93,10 +93,11 @@ class Running:
         self._stop.set()
 
     def kill_rank(self, pod: str) -> None:
-        """SIGKILL to a rank; the warm spare beside it is not one yet and has no connection to a peer."""
+        """SIGKILL to the pod's rank as soon as the job runs; the warm spare beside it is told nothing of a rank yet."""
+        eventually(lambda: self.world.phase(JOB) == "Running", "it runs", 120)
         uid = next(uid for uid, name in self.kubelet.names.items() if name == pod)
-        ranks = [pid for pid in descendants(self.kubelet.processes[uid].pid) if b"RANK=" in _environment(pid)]
-        os.kill(min(ranks), signal.SIGKILL)
+        below = descendants(self.kubelet.processes[uid].pid)
+        os.kill(min(pid for pid in below if b"\0RANK=" in _environment(pid)), signal.SIGKILL)
 
     def failed(self) -> bool:
         status = self.world.status(JOB)
@@ -142,6 +143,7 @@ def running(folder: Path, *, interval: str = "1s", steps: int = 100_000, every: 
         made = config(folder / "prometheus", interval=interval, rules_interval="2s")
         found.prometheus = stack.enter_context(Prometheus(folder / "prometheus", made))
         threading.Thread(target=found.keep_discovering, daemon=True).start()
+        (folder / "pvc" / "checkpoints").mkdir(parents=True)
         shards(folder / "pvc" / "corpus" / "licence")
         world.create(JOB, spec(steps, every))
         eventually(lambda: found.step() > 0 or found.failed(), "the first step", 180, pause=0.5)
