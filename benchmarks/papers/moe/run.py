@@ -30,14 +30,13 @@ import processes  # noqa: E402
 import text  # noqa: E402
 
 VOCABULARY, LENGTH, ROWS = 512, 64, 16
-HELD_OUT, PROBE = 64, 20
+HELD_OUT, PROBE = 64, 10
 """Blocks of held-out text; steps between measurements."""
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"preset": "gpt-tiny"},
-    "4 experts": {"preset": "moe-tiny", "experts": 4},
-    "16 experts": {"preset": "moe-tiny", "experts": 16},
+    "8 experts": {"preset": "moe-tiny", "experts": 8},
 }
-COLOURS = {"dense": "tab:gray", "4 experts": "tab:cyan", "16 experts": "tab:blue"}
+COLOURS = {"dense": "tab:gray", "8 experts": "tab:blue"}
 Runs = dict[str, dict[str, Any]]
 
 
@@ -133,7 +132,7 @@ def plot(runs: Runs, seeds: list[int], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after warm-up")

@@ -113,10 +113,10 @@ def plot(points: Points, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-2, 2e-2], help="peak learning rates tried")
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-2], help="peak learning rates tried")
     parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
     parser.add_argument("--output", type=Path, default=HERE / "result.json")
     options = parser.parse_args()

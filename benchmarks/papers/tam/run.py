@@ -54,15 +54,15 @@ class Method:
 
 INNER = 4
 METHODS = {
-    "no adaptation": Method(NO_ADAPTATION, shots=(0,), colour="black"),
-    "multitask": Method(MULTITASK, colour="tab:gray"),
-    "Matching Networks": Method({"innerSteps": 0, "outerGrad": "final"}, MatchingNetworks, SHOTS[1:], "tab:olive"),
-    "CAVIA": Method({"innerSteps": INNER, "outerGrad": "final"}, Cavia, colour="tab:green"),
     "TAM, accumulate": Method({"innerSteps": INNER, "outerGrad": "accumulate"}, colour="tab:blue"),
     "TAM, final": Method({"innerSteps": INNER, "outerGrad": "final"}, colour="tab:cyan"),
     "TAM, compositional": Method(
         {"innerSteps": INNER, "outerGrad": "accumulate", "embedding": "compositional"}, colour="tab:red"
     ),
+    "no adaptation": Method(NO_ADAPTATION, shots=(0,), colour="black"),
+    "multitask": Method(MULTITASK, colour="tab:gray"),
+    "Matching Networks": Method({"innerSteps": 0, "outerGrad": "final"}, MatchingNetworks, SHOTS[1:], "tab:olive"),
+    "CAVIA": Method({"innerSteps": INNER, "outerGrad": "final"}, Cavia, colour="tab:green"),
 }  # fmt: skip
 PASSES = {"classification": 2400, "transduction": 600, "path-finding": 600}
 """Forward and backward passes of a training, the same for every method."""
