@@ -236,7 +236,9 @@ def test_a_stopped_rank_is_continued_for_its_stack_after_its_peers_have_written_
         dump = stacks.Dump(str(tmp_path), (str(tmp_path / "kept"), "name"), 0, targets)
         found = collected(dump, live=tuple(process.pid for process in ranks))
         assert {one.how for one in found.ranks} == {"faulthandler"}
-        assert [one.state for one in found.ranks] == ["sleeping", "stopped"]
+        # The first one has just been woken to write its stack.
+        assert found.ranks[0].state in ("sleeping", "running")
+        assert found.ranks[1].state == "stopped"
         first, second = (os.stat(tmp_path / stacks_name(rank)).st_mtime for rank in (0, 1))
         assert second - first > stacks.CONTINUE_AFTER / 2
         assert "process stopped" in (tmp_path / "kept" / "rank-1.txt").read_text()
