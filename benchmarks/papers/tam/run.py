@@ -1,7 +1,7 @@
 """TAM (2012.09543) in miniature: accuracy on unseen tasks against the number of examples, beside every baseline, on the
 three kinds of generated tasks.
 
-    python benchmarks/papers/tam/run.py             # ten minutes on one core
+    python benchmarks/papers/tam/run.py             # by estimate twenty minutes on one idle core
     python benchmarks/papers/tam/run.py --quick     # one seed, a tenth of the training; prints, keeps nothing
 
 All methods make as many passes over their episodes: one that takes four steps on an embedding per step on the weights
