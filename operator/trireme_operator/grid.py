@@ -52,10 +52,10 @@ def known(policy: CarbonPolicy, grid: Grid, now: float) -> Known:
     zone = policy.zone or grid.default_zone
     try:
         static = carbon.intensity(zone, policy.grams_per_kilowatt_hour, grid.own)
-        code = carbon.find(zone).code if zone is not None else ""
     except carbon.UnknownZone:
         # Refused by validation; only a job admitted by another version can come here.
         return Known()
+    code = _code(zone)
     live = grid.live.get(code)
     trouble = grid.troubles.get(code) or grid.troubles.get("*", "")
     if live is not None and now - live.at > grid.max_age_seconds:
@@ -67,3 +67,11 @@ def known(policy: CarbonPolicy, grid: Grid, now: float) -> Known:
     fixed = policy.grams_per_kilowatt_hour is not None or code in grid.own
     # A trouble with a figure still fresh enough is none yet.
     return Known(static if fixed or not live.average else current, current, "")
+
+
+def _code(zone: str | None) -> str:
+    """Empty for none, and for a name of the job's own beside a number of its own."""
+    try:
+        return carbon.find(zone).code if zone is not None else ""
+    except carbon.UnknownZone:
+        return ""

@@ -254,6 +254,9 @@ def test_what_a_report_and_what_a_schedule_goes_by() -> None:
     assert found.reported is not None
     assert found.reported.grams_per_kilowatt_hour == 9.0, "what the cluster says of itself goes before"
     assert known(CarbonPolicy(), Grid(), NOW).signal is None
+    own = known(CarbonPolicy(zone="hall-3", grams_per_kilowatt_hour=12), average, NOW)
+    assert own.reported is not None
+    assert (own.reported, own.reported.grams_per_kilowatt_hour) == (own.signal, 12)
 
 
 def test_the_job_says_that_a_figure_is_missing_and_when_it_is_back() -> None:
