@@ -29,11 +29,18 @@ _REMEDIES = {
 }
 _WAITS = {
     "LargerThanCluster": "nothing, until spec.replicas or template.resources are lowered or nodes are added",
+    "DirtyGrid": "starts when the grid is clean enough for spec.carbonPolicy, at latest by its deadline",
+    "CarbonBudgetSpent": "nothing, until the carbon budget in spec.carbonPolicy is raised",
     "ClaimNotFound": "starts when the claim is there; looked for every 10 s",
     "WaitsForRoom": "starts when the whole gang fits at once; nothing is created before",
     "Queued": "starts when those before it have been served",
     "NoNodeReady": "starts when such a node is ready",
 }
+_HELD = {
+    "DirtyGrid": "waits until the grid is clean enough for spec.carbonPolicy, at latest until its deadline",
+    "CarbonBudgetSpent": "nothing, until the carbon budget in spec.carbonPolicy is raised",
+}
+"""Suspended by the operator, not by spec.runPolicy.suspend."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,8 @@ def next_steps(job: JobView, now: float) -> list[str]:
         return ["it starts by itself once the named field is mended: kubectl edit tj " + job.name]
     if phase == Phase.PENDING:
         return [_waiting(status, now)]
+    if phase == Phase.SUSPENDED and status.reason in _HELD:
+        return [f"{_HELD[status.reason]}; it then goes on exactly where it saved"]
     if phase == Phase.SUSPENDED:
         step = status.last_checkpoint.step if status.last_checkpoint else None
         where = f"from step {step}" if step is not None else "from the start"

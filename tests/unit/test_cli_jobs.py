@@ -104,6 +104,15 @@ def test_every_phase_has_a_next_step() -> None:
         json.dumps(to_json(job, NOW))
 
 
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.SUSPENDED])
+def test_a_job_held_for_its_carbon_is_not_told_to_be_resumed(phase: Phase) -> None:
+    for reason, says in (("DirtyGrid", "clean enough"), ("CarbonBudgetSpent", "budget in spec.carbonPolicy")):
+        job = JobView.of(manifest(status=TrainingJobStatus(phase=phase, reason=reason, attempt=1)))
+        found = " ".join(next_steps(job, NOW))
+        assert says in found
+        assert "runPolicy.suspend" not in found
+
+
 def test_a_status_of_another_version_is_no_crash() -> None:
     obj = {**manifest(), "status": {"phase": "Dreaming"}}
     assert "cannot be read" in text(explain(JobView.of(obj), NOW)[0])
