@@ -85,6 +85,7 @@ class Env:
     """Of the trainer (its first local rank)."""
     PVC_ROOT = "TRIREME_PVC_ROOT"
     LOG_DIR = "TRIREME_LOG_DIR"
+    LOG_FORMAT = "TRIREME_LOG_FORMAT"
     AGENT_METRICS_PORT = "TRIREME_AGENT_METRICS_PORT"
     """0: any free port; `off`: no endpoint."""
     AGENT_PATIENCE_SECONDS = "TRIREME_AGENT_PATIENCE_SECONDS"

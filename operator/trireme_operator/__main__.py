@@ -8,18 +8,19 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trireme_operator import logs
+from trireme_operator import logs, tracing
 from trireme_operator.api import Api, ApiError
 from trireme_operator.leader import LeadershipLost
 from trireme_operator.operator import REVIEW_QPS, Operator
 from trireme_operator.options import BadOptions, Options, parse
+from trireme_operator.tracing import Tracing
 
 
-async def run(options: Options) -> None:
+async def run(options: Options, spans: Tracing) -> None:
     api = await Api.connect(options.kubeconfig, qps=options.qps, burst=int(options.qps * 2))
     reviews = await Api.connect(options.kubeconfig, qps=REVIEW_QPS, burst=int(REVIEW_QPS))
     try:
-        await Operator(options, api, reviews).run()
+        await Operator(options, api, reviews, spans).run()
     finally:
         await api.close()
         await reviews.close()
@@ -28,12 +29,13 @@ async def run(options: Options) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
+        spans = tracing.build(options.tracing, options.identity)
     except BadOptions as error:
         print(f"trireme-operator: {error}", file=sys.stderr)
         return 64
     logs.configure(options.log_format, options.log_level)
     try:
-        asyncio.run(run(options))
+        asyncio.run(run(options, spans))
     except LeadershipLost as error:
         print(f"trireme-operator: {error}; starting anew", file=sys.stderr, flush=True)
         start_anew()

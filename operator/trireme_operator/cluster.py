@@ -182,7 +182,8 @@ class KubernetesCluster:
         """Events are for people and never hold up the work: they are posted by `post_notes`, in order."""
         for note in notes:
             level = logging.WARNING if note.warning else logging.INFO
-            log.log(level, note.message, extra={"job": f"{job.namespace}/{job.name}", "reason": note.reason})
+            of = {"namespace": job.namespace, "job": job.name, "attempt": job.status.attempt}
+            log.log(level, note.message, extra={**of, "reason": note.reason})
             try:
                 self._notes.put_nowait((job, note))
             except asyncio.QueueFull:

@@ -21,6 +21,7 @@ from trireme_operator.pods import Images, pod_manifest
 from trireme_operator.queue import Queue
 from trireme_operator.reconcile import reconcile
 from trireme_operator.store import Store
+from trireme_operator.tracing import Off, Tracing
 from trireme_operator.views import Job, Key, Limits, Observed
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,12 @@ class Controller:
         clock: Callable[[], float] = time.time,
         written: Callable[[Job, Job], None] = lambda before, after: None,
         grid: Callable[[], Grid] = Grid,
+        tracing: Tracing | None = None,
     ) -> None:
         self.store, self.queue, self.desk, self.cluster, self.images = store, queue, desk, cluster, images
         self.limits = limits or Limits()
         self.clock = clock
+        self.tracing: Tracing = tracing or Off()
         self.written = written
         """Called after each status write with the job before and after: assignments and metrics follow."""
         self.grid = grid
@@ -65,7 +68,7 @@ class Controller:
                 raise
             except Exception:
                 # One job's trouble must never stop the others'; it comes again with back-off.
-                log.exception("reconcile failed", extra={"job": "/".join(key)})
+                log.exception("reconcile failed", extra={"namespace": key[0], "job": key[1]})
                 self.queue.retry(key)
             finally:
                 self.queue.done(key)
@@ -92,7 +95,7 @@ class Controller:
                 await self.refresh(key)
                 self.queue.retry(key)
                 return "conflict"
-            log.warning("%s", error, extra={"job": "/".join(key)})
+            log.warning("%s", error, extra={"namespace": key[0], "job": key[1]})
             self.queue.retry(key)
             return "error"
         if key not in self._errors:
@@ -142,7 +145,10 @@ class Controller:
         if job is None:
             return Decision()
         missing = await self._missing_claims(job)
-        return reconcile(job, self.observed(job, missing), self.clock())
+        with self.tracing.reconcile(job) as tell:
+            decision = reconcile(job, self.observed(job, missing), self.clock())
+            tell(decision)
+        return decision
 
     def observed(self, job: Job, missing_claims: tuple[str, ...] = ()) -> Observed:
         pods = tuple(pod for pod in self.store.pods_of(job.key) if pod.owner_uid == job.uid)

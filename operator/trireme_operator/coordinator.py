@@ -174,7 +174,7 @@ class Coordinator:
         try:
             await self._refresh(key)
         except ApiError as error:
-            log.warning("refresh: %s", error, extra={"job": "/".join(key)})
+            log.warning("refresh: %s", error, extra={"namespace": key[0], "job": key[1]})
 
     async def _settled(self, key: Key, uid: str, holding: str | None, wait: float) -> Assignment | None:
         """The assignment, once it differs from the one the agent holds or the time is over; None when closing."""

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 
+from trireme_api.logs import JsonFormatter as JsonFormatter
+from trireme_api.logs import extras
+
 from trireme_operator.clock import stamp
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-
-
-def _extras(record: logging.LogRecord) -> dict[str, str]:
-    return {
-        name: str(value)
-        for name, value in vars(record).items()
-        if name not in _STANDARD and not name.startswith("_") and isinstance(value, str | int | float)
-    }
-
-
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": stamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_extras(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
+        given = "".join(f" {name}={value}" for name, value in extras(record).items())
         # A message may carry text from a pod: one record stays one line.
         message = record.getMessage().replace("\n", "\\n")
-        text = f"{stamp(record.created)} {record.levelname:<7} {record.name}: {message}{extras}"
+        text = f"{stamp(record.created)} {record.levelname:<7} {record.name}: {message}{given}"
         return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 

@@ -33,6 +33,7 @@ from trireme_operator.options import COORDINATOR_SERVICE, Options
 from trireme_operator.pods import Images
 from trireme_operator.queue import Queue
 from trireme_operator.store import Store
+from trireme_operator.tracing import Off, Tracing
 from trireme_operator.views import Job, Key, Limits
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ RENEW_CERTIFICATE_SECONDS = 86_400.0
 
 
 class Operator:
-    def __init__(self, options: Options, api: Api, reviews: Api) -> None:
+    def __init__(self, options: Options, api: Api, reviews: Api, tracing: Tracing | None = None) -> None:
         self.options, self.api, self.reviews = options, api, reviews
         self.store, self.queue, self.metrics = Store(), Queue(), Metrics()
+        self.tracing: Tracing = tracing or Off()
         self.desk = Desk(self.store)
         self.health = Health(self.queue.oldest_seconds)
         self.leader = Leader(
@@ -86,6 +88,7 @@ class Operator:
         self.controller = Controller(
             self.store, self.queue, self.desk, self.cluster, images, limits=limits, written=self._written,
             grid=lambda: self.grids.grid,
+            tracing=self.tracing,
         )
         agents, port = await serve(
             self.coordinator.application(), options.coordinator_host, options.coordinator_port, self._tls
@@ -101,6 +104,7 @@ class Operator:
                 part.result()
         finally:
             await self._stop(parts, [agents, status])
+            self.tracing.close()
             self._kopf_stop.set()
             await asyncio.gather(watches, return_exceptions=True)
             log.info("stopped")
@@ -260,6 +264,7 @@ class Operator:
             coordinator=options.coordinator_url,
             coordinator_ca=certificates.bundle(found),
             pull_policy=options.image_pull_policy,
+            json_logs=options.log_format == "json",
         )
 
     # --- wiring -----------------------------------------------------------------------------------------------------
@@ -271,6 +276,7 @@ class Operator:
     def _written(self, before: Job, after: Job) -> None:
         self.coordinator.touch(after.key)
         self.metrics.status_written(before, after)
+        self.tracing.status_written(before, after)
 
     def _zones(self) -> set[str]:
         """Zones of the jobs that have not ended, as they name them."""

@@ -49,6 +49,7 @@ class Options:
     snooze_seconds: float
     carbon_settings: Path | None
     carbon_secrets: Path | None
+    tracing: str
     log_format: str
     log_level: str
 
@@ -94,6 +95,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     option("--carbon-settings", "TRIREME_CARBON_SETTINGS", "", "file with zones and the provider of carbon intensity")
     option("--carbon-secrets", "TRIREME_CARBON_SECRETS", "", "folder with the provider's token, or username, password")
     option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json")
+    option("--tracing", "TRIREME_TRACING", "off", "off, or otlp: OpenTelemetry spans, set up by the OTEL_* variables")
+    option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json, of the pods it makes too")
     option("--log-level", "TRIREME_LOG_LEVEL", "info", "debug, info, warning or error")
     given = parser.parse_args(list(arguments))
     port = _whole("--coordinator-port", given.coordinator_port, 0, 65535)
@@ -122,6 +125,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         snooze_seconds=_number("--snooze-seconds", given.snooze_seconds, 1, 3600),
         carbon_settings=Path(given.carbon_settings) if given.carbon_settings else None,
         carbon_secrets=Path(given.carbon_secrets) if given.carbon_secrets else None,
+        tracing=_one_of("--tracing", given.tracing, ("off", "otlp")),
         log_format=_one_of("--log-format", given.log_format, ("text", "json")),
         log_level=_one_of("--log-level", given.log_level, ("debug", "info", "warning", "error")),
     )

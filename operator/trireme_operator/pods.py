@@ -41,6 +41,8 @@ class Images:
     coordinator_ca: str
     """PEM text."""
     pull_policy: str | None = None
+    json_logs: bool = False
+    """Agents and trainers log as the operator does."""
 
 
 def pod_manifest(job: Job, spec: TrainingJobSpec, slot: Slot, images: Images) -> dict[str, Any]:
@@ -189,6 +191,8 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.METRICS_PORT: str(TRAINER_METRICS_PORT),
         Env.AGENT_METRICS_PORT: str(AGENT_METRICS_PORT),
     }
+    if images.json_logs:
+        ours[Env.LOG_FORMAT] = "json"
     if spec.carbon_policy.gpu_watts is not None:
         ours[Env.GPU_WATTS] = f"{spec.carbon_policy.gpu_watts:g}"
     if memory_limit(spec):

@@ -10,6 +10,7 @@ from trireme_api.protocol import AgentState, Cause, ExitCode, Failure
 
 from trireme_agent import processes, termination
 from trireme_agent.agent import Agent, folder_writable
+from trireme_agent.lines import JsonLines
 from trireme_agent.link import tls_context, token_readable
 from trireme_agent.logs import Stream
 from trireme_agent.settings import DEFAULT_TERMINATION_LOG, BadSettings, from_environment
@@ -31,7 +32,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             tls_context(settings.coordinator_ca)
     except BadSettings as error:
         return _refuse(str(error))
-    stream = Stream()
+    stream = Stream(lines=JsonLines(settings.namespace, settings.job) if settings.json_logs else None)
     try:
         return Agent(settings, stream).run()
     finally:

@@ -68,6 +68,7 @@ class Attempt:
             read_end, write_end = standby.output, -1
         else:
             read_end, write_end = os.pipe()
+        stream.lines.attempt = self.assignment.attempt
         self._logs[local_rank] = RankLog(rank, self.assignment.attempt, read_end, stream, self._settings.log_dir)
         return Launch(local_rank, self._settings.command, environment, write_end, standby)
 

@@ -1,4 +1,4 @@
-"""Ranks' output: a bounded file per rank, one merged stream with a `[rank N]` prefix, and the tail for diagnosis."""
+"""Ranks' output: a bounded file per rank, one merged stream, and the tail for diagnosis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from typing import BinaryIO, Deque, List, Optional
+
+from trireme_agent.lines import Lines
 
 MAX_LINE = 16 * 1024
 """Bytes; longer lines are cut into pieces of this size."""
@@ -22,7 +24,8 @@ PROGRESS_BAR_SECONDS = 5.0
 class Stream:
     """The merged stream. A writer thread of its own, so that whoever reads it slowly never stops the supervisor."""
 
-    def __init__(self, out: Optional[BinaryIO] = None, depth: int = 10_000) -> None:
+    def __init__(self, out: Optional[BinaryIO] = None, depth: int = 10_000, lines: Optional[Lines] = None) -> None:
+        self.lines = lines or Lines()
         self._out = out if out is not None else sys.stdout.buffer
         self._queue: "queue.Queue[Optional[bytes]]" = queue.Queue(depth)
         self._dropped = 0
@@ -31,7 +34,7 @@ class Stream:
 
     def say(self, text: str) -> None:
         """A line of the agent itself."""
-        self.put("".join(f"[agent] {line}\n" for line in text.splitlines()).encode("utf-8", "replace"), wait=0.0)
+        self.put(self.lines.agent(text), wait=0.0)
 
     def put(self, line: bytes, wait: float = 5.0) -> None:
         try:
@@ -53,7 +56,7 @@ class Stream:
                 if line is not None:
                     if self._dropped:
                         dropped, self._dropped = self._dropped, 0
-                        self._out.write(b"[agent] stream too slow: %d lines only in the rank files\n" % dropped)
+                        self._out.write(self.lines.agent(f"stream too slow: {dropped} lines only in the rank files"))
                     self._out.write(line)
                 if line is None or self._queue.empty():
                     self._out.flush()
@@ -104,7 +107,7 @@ class RankLog:
 
     def __init__(self, rank: int, attempt: int, pipe: int, stream: Stream, log_dir: str) -> None:
         self.rank = rank
-        self._prefix = f"[rank {rank}] ".encode()
+        self._attempt = attempt
         self._pipe = pipe
         self._stream = stream
         self._file = RotatingFile(os.path.join(log_dir, f"rank-{rank}.log"))
@@ -162,4 +165,4 @@ class RankLog:
             piece = line[start : start + MAX_LINE]
             with self._tail_lock:
                 self._tail.append(piece.decode("utf-8", "replace"))
-            self._stream.put(self._prefix + piece + b"\n")
+            self._stream.put(self._stream.lines.rank(self.rank, self._attempt, piece))

@@ -47,6 +47,7 @@ class Settings:
     they have nothing to save, and every one of these seconds is down time."""
     termination_log: str
     warm_start: bool
+    json_logs: bool = False
     environment: Dict[str, str] = field(default_factory=dict)
     """What ranks inherit."""
 
@@ -87,6 +88,7 @@ def from_environment(arguments: Sequence[str], environ: Mapping[str, str]) -> Se
         kill_grace=0.25,
         termination_log=environ.get(Env.TERMINATION_LOG) or DEFAULT_TERMINATION_LOG,
         warm_start=environ.get(Env.AGENT_WARM_START) == "1",
+        json_logs=_json_logs(environ),
         environment=dict(environ),
     )
 
@@ -96,6 +98,13 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise BadSettings(f"{name} is not set; the operator (or `trireme run`) sets it for the agent")
     return value
+
+
+def _json_logs(environ: Mapping[str, str]) -> bool:
+    text = environ.get(Env.LOG_FORMAT) or "text"
+    if text not in ("text", "json"):
+        raise BadSettings(f"{Env.LOG_FORMAT}={text!r} must be text or json")
+    return text == "json"
 
 
 def _number(environ: Mapping[str, str], name: str, default: Optional[float]) -> Optional[float]:

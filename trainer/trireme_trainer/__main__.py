@@ -13,6 +13,7 @@ from trireme_api.schema import InvalidSpec
 
 from trireme_trainer.hang import answer_with_stacks
 from trireme_trainer.heartbeat import Pulse, process_start
+from trireme_trainer.logs import log_to
 from trireme_trainer.outcome import BadRecipe, TrainingEnd
 from trireme_trainer.parent import end_with_parent
 from trireme_trainer.settings import Settings
@@ -34,14 +35,8 @@ RUNTIME = {
 def main() -> int:
     started = process_start()
     end_with_parent()
-    rank = os.environ.get("RANK", "0")
-    logging.basicConfig(
-        level=logging.INFO if rank == "0" else logging.WARNING,
-        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stdout,
-    )
     pulse = Pulse.from_environment(os.environ, started)
+    log_to(sys.stdout, os.environ, pulse)
     pulse.answers(answer_with_stacks(os.environ))
     try:
         settings = Settings.from_environment()
