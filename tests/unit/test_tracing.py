@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from operator_cases import Scene, failure
 from trireme_api.job import LastFailure, RecoveryPhases
-from trireme_api.protocol import AgentState, Cause, Phases, RankReport
+from trireme_api.protocol import AgentState, Cause, PhaseTime, RankReport
 from trireme_operator.clock import seconds, stamp
 from trireme_operator.options import BadOptions, parse
 from trireme_operator.reconcile import reconcile
@@ -59,7 +59,7 @@ def recovered(**spec: Any) -> tuple[Job, Job, list[Any]]:
     assert len(scene.notes) > began, "nothing was decided"
     scene.create_all()
     settle()
-    told = Phases(assigned=10.0, stopped=10.5, started=11.0, rendezvous=12.0, loaded=14.0, first_step=17.0)
+    told = PhaseTime(assigned=10.0, stopped=10.5, started=11.0, rendezvous=12.0, loaded=14.0, first_step=17.0)
     scene.hear_all(AgentState.RUNNING, ranks=[RankReport(0)], phases=told)
     settle()
     return jobs[0], jobs[-1], jobs
