@@ -94,7 +94,6 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     option("--snooze-seconds", "TRIREME_SNOOZE_SECONDS", "60", "from a shrink until the gang may grow; doubles")
     option("--carbon-settings", "TRIREME_CARBON_SETTINGS", "", "file with zones and the provider of carbon intensity")
     option("--carbon-secrets", "TRIREME_CARBON_SECRETS", "", "folder with the provider's token, or username, password")
-    option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json")
     option("--tracing", "TRIREME_TRACING", "off", "off, or otlp: OpenTelemetry spans, set up by the OTEL_* variables")
     option("--log-format", "TRIREME_LOG_FORMAT", "text", "text or json, of the pods it makes too")
     option("--log-level", "TRIREME_LOG_LEVEL", "info", "debug, info, warning or error")
