@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from trireme_api.anytime import StreamStatus
 from trireme_api.carbon.policy import CarbonHold as CarbonHold
 from trireme_api.carbon.policy import CarbonPolicy as CarbonPolicy
 from trireme_api.carbon.policy import CarbonStatus as CarbonStatus
@@ -50,7 +51,7 @@ class RunPolicy(Spec):
     suspend: bool = False
     """True: agree on a step, save, stop, free the nodes; false again: continue exactly there."""
     active_deadline_seconds: PositiveInt | None = None
-    """Longest time from first admission to the end, suspended time not counted."""
+    """Longest time from first admission to the end; time suspended or waiting for data is not counted."""
     startup_deadline_seconds: PositiveInt | None = None
     """Longest time from admission of an attempt's pods until all ranks run."""
     ttl: TimeToLive = TimeToLive()
@@ -90,6 +91,9 @@ class TrainingJobSpec(Spec):
             raise ValueError("template.command and template.args are for your own script; with a recipe leave them out")
         if self.recipe is None and self.checkpoint is not None and self.checkpoint.memory is not None:
             raise ValueError("checkpoint.memory is the trainer's; with your own script leave it out")
+        streams = self.recipe is not None and self.recipe.anytime is not None
+        if streams and self.checkpoint is not None and self.checkpoint.memory is not None:
+            raise ValueError("checkpoint.memory goes not with recipe.anytime, whose model may grow; leave it out")
         if self.recipe is not None and self.checkpoint is None:
             raise ValueError("checkpoint.uri is required with a recipe, or a failure would cost the whole run")
         return self
@@ -104,6 +108,8 @@ class Phase(StrEnum):
     RECOVERING = "Recovering"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
+    WAITING = "Waiting"
+    """For the next mega-batch of `recipe.anytime`; holds no nodes."""
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
@@ -125,6 +131,7 @@ class ConditionType(StrEnum):
     OVER_CARBON_BUDGET = "OverCarbonBudget"
     INTENSITY_FALLBACK = "IntensityFallback"
     """No live carbon intensity where one is set up."""
+    WAITING_FOR_DATA = "WaitingForData"
 
 
 class Condition(Status):
@@ -309,6 +316,7 @@ class TrainingJobStatus(Status):
     carbon: CarbonStatus = Field(default_factory=CarbonStatus)
     carbon_hold: CarbonHold = Field(default_factory=CarbonHold)
     goodput: GoodputStatus | None = None
+    stream: StreamStatus | None = None
     admitted_at: str | None = None
     """First admission; the active deadline counts from here."""
     admitted_spec: dict[str, Any] | None = None

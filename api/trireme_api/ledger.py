@@ -7,9 +7,9 @@ from pydantic import Field
 from trireme_api.protocol import SPENT_STATES
 from trireme_api.schema import Status
 
-LEDGER_STATES = ("queued", "pulling", "starting", *SPENT_STATES, "suspended")
+LEDGER_STATES = ("queued", "pulling", "starting", *SPENT_STATES, "suspended", "waiting")
 """In the order in which a job goes through them."""
-OUTSIDE_THE_RUN = frozenset({"queued", "suspended"})
+OUTSIDE_THE_RUN = frozenset({"queued", "suspended", "waiting"})
 """No part of the elapsed time that the ratio is taken of: the job holds no nodes and nobody mends anything."""
 
 
@@ -41,12 +41,12 @@ class AttemptSeconds(Status):
 
 class GoodputStatus(Status):
     ratio: float | None = None
-    """Effective training time (Llama 3, 2407.21783 §3.3.4): step / all time but queued and suspended, 0 to 1."""
+    """Effective training time (Llama 3, 2407.21783 §3.3.4): step / all time in which it held nodes, 0 to 1."""
     summary: str | None = None
     """The same for the printer column."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """By state, up to `since`: queued, pulling, starting, init, compile, data-wait, step, checkpoint-blocked, eval,
-    recovering, lost, suspended. They sum to the time from the job's start to `since`."""
+    recovering, lost, suspended, waiting (for data). They sum to the time from the job's start to `since`."""
     lost_steps: int = 0
     """Optimiser steps that had to be done again."""
     state: str | None = None

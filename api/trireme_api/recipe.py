@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trireme_api.anytime import NUMBER, AnytimeSpec, Session, Stream, numbered
 from trireme_api.evaluation import EvaluationSpec
 from trireme_api.fewshot import FewShotSpec, tasks_of
 from trireme_api.masking import SHORTEST, MaskingSpec
@@ -198,6 +199,8 @@ class Recipe(Spec):
     few_shot: FewShotSpec | None = None
     """Of the objective few-shot alone; left out, its defaults."""
     data: DataSpec
+    anytime: AnytimeSpec | None = None
+    """Of the objective causal-lm alone; left out, all data are there from the start."""
     batch: BatchSpec
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -296,6 +299,48 @@ class Recipe(Spec):
                     f"evaluation.sources[{i}]: {source.path!r} is trained on; give split: valid, or another directory"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Recipe:
+        spec = self.anytime
+        if spec is None:
+            return self
+        if self.objective != "causal-lm":
+            raise ValueError("anytime goes with objective: causal-lm; set that, or remove anytime")
+        for i, source in enumerate(self.data.sources):
+            if NUMBER not in source.path:
+                raise ValueError(
+                    f"data.sources[{i}].path: with anytime, write {NUMBER} where the number of the mega-batch stands, "
+                    f"e.g. pvc://stream/mega-batch-{NUMBER}; got {source.path!r}"
+                )
+        if spec.arrived > spec.mega_batches:
+            raise ValueError(f"anytime.arrived must be at most megaBatches, {spec.mega_batches}; got {spec.arrived}")
+        if self.total_steps < spec.mega_batches:
+            raise ValueError(
+                f"until must be at least one step for each of the {spec.mega_batches} of anytime.megaBatches; "
+                f"got {self.total_steps}"
+            )
+        if "rollback" in (self.stability.on_spike, self.stability.on_non_finite):
+            raise ValueError("stability: rollback goes not with anytime, whose data change on the way; set skip or log")
+        return self
+
+    @property
+    def stream(self) -> Stream | None:
+        """The sessions of `anytime`."""
+        return Stream(self.anytime, self.total_steps) if self.anytime is not None else None
+
+    def of_session(self, session: Session) -> Recipe:
+        """The same with the data of one session: its new mega-batches, and earlier ones by `anytime.replay`."""
+        assert self.anytime is not None
+        replay = self.anytime.replay if session.seen else 0.0
+        shares = {n: (1 - replay) / len(session.new) for n in session.new}
+        shares |= {n: replay / len(session.seen) for n in session.seen if replay}
+        sources = [
+            source.model_copy(update={"path": numbered(source.path, n), "weight": source.weight * shares[n]})
+            for n in sorted(shares)
+            for source in self.data.sources
+        ]
+        return self.model_copy(update={"data": self.data.model_copy(update={"sources": sources})})
 
     @property
     def masks(self) -> MaskingSpec:

@@ -22,6 +22,7 @@ from trireme_api.protocol import (
     Assignment,
     Cause,
     CheckpointRef,
+    ExitCode,
     Failure,
     ProtocolError,
     Report,
@@ -111,6 +112,22 @@ class LocalCoordinator:
     def request_stop(self) -> None:
         """Save and stop."""
         self._act(Action.SAVE_AND_STOP)
+
+    @property
+    def saved(self) -> bool:
+        """Whether the ranks saved and ended by themselves: at the end of a session of `anytime`."""
+        report = self.view.report
+        if report is None or self._stopping or report.attempt != self._assignment.attempt:
+            return False
+        codes = {rank.exit for rank in report.ranks}
+        return report.state is AgentState.EXITED and report.failure is None and codes == {ExitCode.SAVED_AND_STOPPED}
+
+    def next_session(self) -> None:
+        """Starts the ranks again in a new attempt."""
+        with self._changed:
+            if self.saved:
+                self._assignment = self._attempt(self._assignment.attempt + 1, Action.HOLD)
+                self._changed.notify_all()
 
     def request_kill(self) -> None:
         self._act(Action.STOP)

@@ -109,6 +109,26 @@ def read_recipe(path: Path) -> tuple[Recipe, CheckpointSpec | None]:
         raise InvalidSpec(str(path), "; ".join(str(problem) for problem in found)) from None
 
 
+def lacking(plan: Plan, step: int) -> str:
+    """The directory of a mega-batch that training cannot go on without after `step` steps; empty where all are there.
+
+    A directory counts when its manifest is there, which `trireme prepare` writes last. Raises StorageError."""
+    from trireme_trainer.data.manifest import MANIFEST
+    from trireme_trainer.storage import open_filesystem
+
+    recipe = plan.recipe
+    assert recipe is not None
+    assert recipe.stream is not None
+    for source in recipe.of_session(recipe.stream.at(step)).data.sources:
+        path = source.path
+        if path.startswith("pvc://"):
+            path = str(Path(plan.environment[Env.PVC_ROOT]) / path.removeprefix("pvc://"))
+        filesystem, place = open_filesystem(path)
+        if not filesystem.exists(f"{place.rstrip('/')}/{MANIFEST}"):
+            return source.path
+    return ""
+
+
 def next_attempt(directory: Path) -> tuple[str, int]:
     """(owner, attempt) for this run. Raises OSError.
 

@@ -23,9 +23,11 @@ from trireme_api.protocol import Env, ExitCode
 from trireme_cli import sessions
 from trireme_cli.local_coordinator import LocalCoordinator
 from trireme_cli.local_display import Display, show_summary
-from trireme_cli.local_plan import Options, Plan, next_attempt, note_attempt, plan_command, plan_recipe
+from trireme_cli.local_plan import Options, Plan, lacking, next_attempt, note_attempt, plan_command, plan_recipe
 
 INTERRUPTED = 130
+LOOK_SECONDS = 1.0
+"""Between two looks for the next mega-batch."""
 MEANING: dict[int, str] = {
     ExitCode.DONE: "done",
     ExitCode.BAD_RECIPE: "the recipe is wrong",
@@ -125,6 +127,8 @@ class LocalRun:
         )  # fmt: skip
         self._first = self._noted = first
         self._display = Display(console, self._coordinator.view, quiet=quiet)
+        self._waits_for = ""
+        self._look_at = 0.0
         self._interrupts = 0
         self._kill_at: float | None = None
 
@@ -169,6 +173,7 @@ class LocalRun:
             while agent.poll() is None or reader.is_alive() or not lines.empty():
                 self._show(lines)
                 self._display.tick()
+                self._next_session()
                 if self._coordinator.attempt != self._noted:
                     self._noted = self._coordinator.attempt
                     note_attempt(self._plan.directory, self._owner, self._noted)
@@ -180,6 +185,23 @@ class LocalRun:
                 agent.wait()
             self._clear_away()
         return agent.returncode
+
+    def _next_session(self) -> None:
+        """Of `anytime`: waits for the mega-batches of the next session, then starts it."""
+        recipe = self._plan.recipe
+        if recipe is None or recipe.stream is None or not self._coordinator.saved or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        checkpoint = self._coordinator.view.checkpoint
+        step = checkpoint.step if checkpoint else 0
+        if not recipe.stream.begins(step):
+            return
+        where = lacking(self._plan, step)
+        if not where:
+            self._coordinator.next_session()
+        if where != self._waits_for:
+            self._waits_for = where
+            self._event(f"step {step}: waits for {where}" if where else f"step {step}: the next mega-batch is there")
 
     def _show(self, lines: queue.Queue[str]) -> None:
         try:

@@ -77,6 +77,8 @@ def state_of(status: TrainingJobStatus, found: Sequence[Place]) -> str | None:
         return "recovering"
     if status.phase == Phase.SUSPENDED:
         return "suspended"
+    if status.phase == Phase.WAITING:
+        return "waiting"
     if status.phase == Phase.SUSPENDING:
         alive = AgentState.STARTING, AgentState.RUNNING, AgentState.STOPPING
         return RUNNING if any(place.says(status.attempt, *alive) for place in found) else "suspended"

@@ -12,25 +12,30 @@ _TABLE: dict[Phase, dict[ConditionType, bool]] = {
     Phase.INVALID: {C.INVALID: True, C.ADMITTED: False, C.RUNNING: False},
     Phase.PENDING: {
         C.ADMITTED: False, C.INVALID: False, C.INITIALIZED: False, C.RUNNING: False, C.SUSPENDED: False,
-        C.RECOVERING: False,
+        C.RECOVERING: False, C.WAITING_FOR_DATA: False,
     },
     Phase.STARTING: {
         C.INITIALIZED: False, C.ADMITTED: True, C.INVALID: False, C.RUNNING: False, C.SUSPENDED: False,
-        C.RECOVERING: False,
+        C.RECOVERING: False, C.WAITING_FOR_DATA: False,
     },
     Phase.RUNNING: {C.RUNNING: True, C.ADMITTED: True, C.INITIALIZED: True, C.RECOVERING: False, C.SUSPENDED: False},
     Phase.RECOVERING: {C.RECOVERING: True, C.ADMITTED: True, C.RUNNING: False, C.SUSPENDED: False},
     Phase.SUSPENDING: {C.SUSPENDED: False, C.ADMITTED: True, C.RUNNING: False, C.RECOVERING: False},
     Phase.SUSPENDED: {
         C.SUSPENDED: True, C.ADMITTED: False, C.INVALID: False, C.INITIALIZED: False, C.RUNNING: False,
-        C.RECOVERING: False,
+        C.RECOVERING: False, C.WAITING_FOR_DATA: False,
+    },
+    Phase.WAITING: {
+        C.WAITING_FOR_DATA: True, C.ADMITTED: False, C.INVALID: False, C.INITIALIZED: False, C.RUNNING: False,
+        C.RECOVERING: False, C.SUSPENDED: False,
     },
     Phase.SUCCEEDED: {C.SUCCEEDED: True, C.RUNNING: False, C.RECOVERING: False, C.SUSPENDED: False},
     Phase.FAILED: {C.FAILED: True, C.RUNNING: False, C.RECOVERING: False, C.SUSPENDED: False},
 }  # fmt: skip
-_ONLY_IF_PRESENT = frozenset(
-    {C.INVALID, C.SUSPENDED, C.RECOVERING, C.EDIT_IGNORED, C.SHRUNK, C.OVER_CARBON_BUDGET, C.INTENSITY_FALLBACK}
-)
+_ONLY_IF_PRESENT = frozenset({
+    C.INVALID, C.SUSPENDED, C.RECOVERING, C.EDIT_IGNORED, C.SHRUNK, C.OVER_CARBON_BUDGET, C.INTENSITY_FALLBACK,
+    C.WAITING_FOR_DATA,
+})  # fmt: skip
 """False is the default of these: not worth a line until they have been true."""
 _FALSE_REASON = {Phase.SUSPENDING: "Suspending", Phase.SUSPENDED: "Suspended"}
 

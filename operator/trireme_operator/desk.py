@@ -13,6 +13,7 @@ from trireme_operator.admission import Demand, Taken, Waiting, demand_of, verdic
 from trireme_operator.frozen import effective
 from trireme_operator.gang import HOLDING
 from trireme_operator.store import Store
+from trireme_operator.streaming import lacks_data
 from trireme_operator.views import Job, Key, Verdict
 
 OPEN = Verdict(True, "Fits", "admission is left to the scheduler")
@@ -87,7 +88,7 @@ class Desk:
         phase = job.status.phase
         if job.spec is None or job.deleting or phase in TERMINAL or phase in HOLDING or job.key in self._granted:
             return False
-        if job.status.carbon_hold.reason is not None:
+        if job.status.carbon_hold.reason is not None or lacks_data(job.spec, job.status):
             return False  # no room is kept for who waits for something else
         name = job.spec.scheduling_policy.priority_class_name
         known = name is None or name in self.priorities

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trireme_api.job import TrainingJobSpec
+from trireme_api.recipe import Recipe
 from trireme_api.replicas import Replicas
 
 from trireme_operator.views import Job
@@ -30,7 +31,17 @@ def effective(job: Job) -> TrainingJobSpec | None:
         return job.spec
     if job.spec is None:
         return admitted
-    return job.spec.model_copy(update={name: getattr(admitted, name) for name in FROZEN})
+    kept = {name: getattr(admitted, name) for name in FROZEN}
+    return job.spec.model_copy(update={**kept, "recipe": _with_arrived(admitted, job.spec)})
+
+
+def _with_arrived(admitted: TrainingJobSpec, live: TrainingJobSpec) -> Recipe | None:
+    """The admitted recipe with the number of mega-batches that have arrived by now, which no pod is made from."""
+    recipe = admitted.recipe
+    if recipe is None or recipe.anytime is None or live.recipe is None or live.recipe.anytime is None:
+        return recipe
+    arrived = min(live.recipe.anytime.arrived, recipe.anytime.mega_batches)
+    return recipe.model_copy(update={"anytime": recipe.anytime.model_copy(update={"arrived": arrived})})
 
 
 def ignored_edits(job: Job) -> list[str]:
@@ -39,4 +50,5 @@ def ignored_edits(job: Job) -> list[str]:
     if admitted is None or job.spec is None:
         return []
     alias = {name: field.alias or name for name, field in TrainingJobSpec.model_fields.items()}
-    return [f"spec.{alias[name]}" for name in FROZEN if getattr(admitted, name) != getattr(job.spec, name)]
+    frozen = admitted.model_copy(update={"recipe": _with_arrived(admitted, job.spec)})
+    return [f"spec.{alias[name]}" for name in FROZEN if getattr(frozen, name) != getattr(job.spec, name)]

@@ -19,6 +19,7 @@ from trireme_operator.resizing import replace_lost, resize
 from trireme_operator.rules import ruled
 from trireme_operator.starting import first_step_times, hold_up, starting
 from trireme_operator.steps import begin_attempt, completed, end, give_back, past_active_deadline
+from trireme_operator.streaming import session_ended
 
 RESTART_COUNTERS = {"RestartProcess": "process", "ReplacePod": "pod", "RestartGang": "gang"}
 MAX_QUEUE_BACKOFF_SECONDS = 600.0
@@ -45,6 +46,8 @@ def run(draft: Draft) -> None:
         status.stopping_since = stamp(draft.now)
         carbonhold.begin(draft, hold)
         draft.enter(Phase.SUSPENDING, hold.reason, f"{hold.message}; ranks agree on a step, save and stop")
+        return
+    if session_ended(draft):
         return
     leave(draft)
     if absorb(draft) or _failed(draft) or resize(draft):

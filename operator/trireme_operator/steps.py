@@ -13,6 +13,8 @@ def begin_attempt(draft: Draft) -> None:
     status.attempt += 1
     status.attempt_started_at = stamp(draft.now)
     status.sizing.target = status.sizing.since = None
+    if status.stream is not None and draft.spec.recipe is not None and draft.spec.recipe.anytime is not None:
+        status.stream.told = draft.spec.recipe.anytime.arrived
     known = status.last_checkpoint
     status.resume_from = CheckpointStatus(step=known.step, path=known.path) if known else None
 
@@ -46,7 +48,7 @@ def past_active_deadline(draft: Draft) -> bool:
     began = seconds(status.admitted_at)
     if limit is None or began is None:
         return False
-    ends = began + limit + status.suspended_seconds
+    ends = began + limit + status.suspended_seconds + (status.stream.waited_seconds if status.stream else 0.0)
     if draft.now < ends:
         draft.wake_at(ends)
         return False

@@ -13,6 +13,7 @@ from trireme_operator.frozen import snapshot
 from trireme_operator.gang import fresh_slots
 from trireme_operator.nodes import forgive
 from trireme_operator.steps import begin_attempt, past_active_deadline
+from trireme_operator.streaming import stop_waiting, waits_for_data
 
 
 def invalid_note(text: str) -> tuple[Note, ...]:
@@ -27,6 +28,7 @@ def wait(draft: Draft) -> None:
     if status.start_time is None:
         status.start_time = stamp(draft.now)
     if spec.run_policy.suspend:
+        stop_waiting(draft)
         if status.phase != Phase.SUSPENDED or status.carbon_hold.reason is not None:
             status.suspended_at = status.suspended_at or stamp(draft.now)
             before = "before it was started" if status.admitted_at is None else "while it waited"
@@ -38,6 +40,7 @@ def wait(draft: Draft) -> None:
         return
     hold = carbonhold.to_start(draft)
     if hold is not None:
+        stop_waiting(draft)
         _held(draft, hold)
         return
     carbonhold.lift(draft)
@@ -46,6 +49,8 @@ def wait(draft: Draft) -> None:
         status.suspended_seconds = round(status.suspended_seconds + max(0.0, draft.now - since), 3)
         status.suspended_at = None
         draft.note("Resumed", "nothing suspends it any more")
+    if waits_for_data(draft):
+        return
     if past_active_deadline(draft):
         return
     if draft.seen.missing_claims:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from trireme_api.anytime import Stream
 from trireme_api.job import API_VERSION, KIND, TERMINAL, Phase, TrainingJobStatus, pod_name
 from trireme_api.protocol import (
     Action,
@@ -28,6 +29,7 @@ from trireme_api.protocol import (
     Report,
     Spent,
 )  # fmt: skip
+from trireme_api.recipe import Recipe
 from trireme_api.replicas import Replicas
 from trireme_operator.actions import Note
 from trireme_operator.api import ApiError, Json
@@ -96,12 +98,17 @@ class Agent:
     def ranks_alive(self) -> bool:
         return self.state in (AgentState.STARTING, AgentState.RUNNING, AgentState.STOPPING) and not self.gone
 
+    @property
+    def _tells(self) -> bool:
+        """Of the newest checkpoint: while its ranks run, and when they have just saved."""
+        return self.ranks_alive or (self.exits == [75] and not self.gone)
+
     def report(self, committed: int) -> Report:
         return Report(
             pod_uid=self.uid, attempt=self.attempt, state=self.state, failure=self.failure,
             ranks=[RankReport(local_rank=0, exit=self.exits[0] if self.exits else None)] if self.attempt else [],
             progress=Progress(step=self.step, total_steps=100, tokens_per_second=1.0) if self.step else None,
-            checkpoint=CheckpointRef(committed, f"step-{committed}") if committed and self.ranks_alive else None,
+            checkpoint=CheckpointRef(committed, f"step-{committed}") if committed and self._tells else None,
             energy={"cpu": EnergyReading(self.joules, "declared")}, hardware=Hardware(self.joules / 100, 1),
             spent=self.spent() if self.assignment is not None and self.attempt == self.assignment.attempt else None,
         )  # fmt: skip
@@ -215,6 +222,8 @@ class Model:
         self.fence: dict[str, int] = {}
         self.writes: list[str] = []
         """Every write that changed something, for the question what was written when nothing happened."""
+        self.arrivals: dict[str, int] = {}
+        """The most mega-batches that a status was written under."""
         self.wishes: dict[str, list[Replicas]] = {}
         """Every spec.replicas that a status was written under."""
         self.grid = Grid()
@@ -282,6 +291,25 @@ class Model:
         }  # fmt: skip
         self.emit("job", "ADDED", self.jobs[name])
 
+    def create_stream(self, name: str, replicas: int | Json, arrived: int, **spec: Any) -> None:
+        """A job of 100 steps that learns from four mega-batches."""
+        recipe = {
+            "model": {"preset": "opt-tiny"}, "until": {"steps": 100}, "batch": {"tokens": 2560},
+            "data": {"sources": [{"path": "pvc://stream/mega-{n}"}], "sequenceLength": 64},
+            "anytime": {"megaBatches": 4, "arrived": arrived},
+        }  # fmt: skip
+        template = {"resources": {"requests": {"cpu": 2}}}
+        self.create_job(name, replicas, recipe=recipe, template=template, checkpoint={"uri": "pvc://c/d"}, **spec)
+
+    def stream(self, name: str) -> Stream | None:
+        """As the job's newest spec has it."""
+        spec = self.jobs[name]["spec"] if name in self.jobs else {}
+        return Recipe.model_validate(spec["recipe"]).stream if "recipe" in spec else None
+
+    def arrive(self, name: str, arrived: int) -> None:
+        recipe = self.jobs[name]["spec"]["recipe"]
+        self.edit_job(name, recipe={**recipe, "anytime": {**recipe["anytime"], "arrived": arrived}})
+
     def edit_job(self, name: str, **spec: Any) -> None:
         job = self.jobs[name]
         job["spec"].update(spec)
@@ -296,6 +324,7 @@ class Model:
             job["metadata"]["resourceVersion"] = self._next()
             self._seen.pop(name, None)
             self.wishes.pop(name, None)
+            self.arrivals.pop(name, None)
             self.emit("job", "DELETED", job)
 
     def write_status(self, job: Job, status: Json) -> Json:
@@ -499,6 +528,12 @@ class Model:
             raise Broken(f"I4: resumes from step {resume}, committed is {self.committed.get(agent.job, 0)}")
         agent.step = agent.resumed = self.committed.get(agent.job, 0)
         agent.saved = None
+        stream = self.stream(agent.job)
+        if stream is not None and stream.begins(agent.step) and stream.needed(agent.step) > stream.spec.arrived:
+            self._end_session(agent)  # its ranks find no new directory
+
+    def _end_session(self, agent: Agent) -> None:
+        agent.state, agent.exits = AgentState.EXITED, [75]
 
     def commit(self, agent: Agent) -> None:
         """A checkpoint of a running rank; refused for an attempt that is not the newest that ever started."""
@@ -510,6 +545,12 @@ class Model:
         if agent.state == AgentState.RUNNING and not agent.gone:
             agent.step += steps
             agent.joules += 100.0 * steps
+            stream = self.stream(agent.job)
+            if stream is not None and agent.step >= (end := stream.at(agent.resumed).end_step):
+                agent.step = end
+                if end < stream.total_steps:
+                    self.commit(agent)
+                    self._end_session(agent)
 
     def rank_fails(self, agent: Agent, cause: Cause, code: int) -> None:
         if agent.ranks_alive:
@@ -565,10 +606,28 @@ class Model:
             raise Broken(f"I8: attempt {after.attempt} was {_gang(before)} and became {gang}")
         if after.attempt > before.attempt and len(gang) != len(_gang(before)) and _gang(before) and gang and risen:
             raise Broken("I8: a restart changed the size")
-        if after.phase in (Phase.PENDING, Phase.SUSPENDED) and (after.slots or after.admitted_spec is not None):
+        self._check_stream(name, before, after)
+        idle = after.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.WAITING)
+        if idle and (after.slots or after.admitted_spec is not None):
             raise Broken(f"I6: a job that is {after.phase} keeps its slots and old spec")
         self._check_ledger(before, after)
         self._seen[name] = after
+
+    def _check_stream(self, name: str, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
+        stream = self.stream(name)
+        if stream is None:
+            return
+        arrived = self.arrivals[name] = max(self.arrivals.get(name, 0), stream.spec.arrived)
+        step = after.last_checkpoint.step if after.last_checkpoint else 0
+        if after.slots and not before.slots and stream.needed(step) > arrived:
+            raise Broken(f"I9: takes nodes at step {step} with {arrived} mega-batches")
+        if "found no mega-batch" in after.explanation:
+            raise Broken("I9: ends for data that it had been told of rightly")
+        if after.stream is not None and before.stream is not None:
+            if after.stream.trained < before.stream.trained:
+                raise Broken("I9: mega-batches that were trained on are not any more")
+            if after.stream.waited_seconds < before.stream.waited_seconds:
+                raise Broken("I9: time waited for data fell")
 
     def _check_ledger(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
         """Every second since the start is in exactly one state, whoever wrote them down; none comes or goes."""
@@ -583,7 +642,7 @@ class Model:
         old = before.goodput
         if after.phase != Phase.SUSPENDING and (after.goodput.state == "running") != (after.phase == Phase.RUNNING):
             raise Broken(f"goodput: {after.goodput.state} in phase {after.phase}")
-        for state in ("queued", "pulling", "suspended", "lost"):
+        for state in ("queued", "pulling", "suspended", "waiting", "lost"):
             if old is not None and after.goodput.seconds.get(state, 0.0) < old.seconds.get(state, 0.0):
                 raise Broken(f"goodput: time in {state} fell")
         if after.goodput.lost_steps < (old.lost_steps if old is not None else 0):

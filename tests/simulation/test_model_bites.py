@@ -34,6 +34,7 @@ from trireme_operator import (
     running,
     sizing,
     stopping,
+    streaming,
 )
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
@@ -59,6 +60,18 @@ def energy_twice(patch: pytest.MonkeyPatch) -> None:
 
 def a_suspended_job_keeps_its_slots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stopping, "give_back", lambda draft: None)
+
+
+def a_job_that_waits_for_data_keeps_its_slots(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(streaming, "give_back", lambda draft: None)
+
+
+def data_are_taken_to_be_there(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(streaming, "lacks_data", lambda spec, status: False)
+
+
+def the_end_of_a_session_is_a_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(running, "session_ended", lambda draft: False)
 
 
 def orphans_are_left(patch: pytest.MonkeyPatch) -> None:
@@ -155,6 +168,9 @@ def samples_with_a_gap_are_believed(patch: pytest.MonkeyPatch) -> None:
     ("sabotage", "story"),
     [
         (a_suspended_job_keeps_its_slots, "suspend_and_resume"),
+        (a_job_that_waits_for_data_keeps_its_slots, "waits_for_data_and_goes_on"),
+        (data_are_taken_to_be_there, "waits_for_data_and_goes_on"),
+        (the_end_of_a_session_is_a_failure, "waits_for_data_and_goes_on"),
         (late_news_counts_as_another_failure, "a_pod_falls_with_it"),
         (late_losses_change_the_attempt_that_is_under_way, "a_pod_falls_with_it"),
         (a_late_root_is_not_believed, "the_root_is_told_late"),

@@ -328,6 +328,23 @@ def a_pod_falls_with_it(story: Story) -> None:
     assert story.status.restart_count == 1, story.status.restarts
 
 
+def waits_for_data_and_goes_on(story: Story) -> None:
+    """Two mega-batches are there: one session after the other in place; then it waits without nodes for the third."""
+    story.model.create_stream(JOB, 2, arrived=2)
+    for attempt, step in ((1, 25), (2, 50)):
+        story.until(on_two(story, attempt))
+        assert sorted(story.model.pods) == ["a-0-1", "a-1-1"]
+        for agent in list(story.model.agents.values()):
+            story.model.train(agent, step)
+    story.until(lambda: story.phase(Phase.WAITING)() and not story.model.pods)
+    assert (story.status.restart_count, story.status.attempt, story.model.committed[JOB]) == (0, 2, 50)
+    if story.fault == Fault():
+        quiet(story)
+    story.model.arrive(JOB, 3)
+    story.until(on_two(story, 3))
+    assert {agent.step for agent in story.model.agents.values() if not agent.gone} == {50}
+
+
 def delete(story: Story) -> None:
     story.model.create_job(JOB, 2)
     story.run()
@@ -335,7 +352,7 @@ def delete(story: Story) -> None:
     story.until(lambda: not story.model.pods)
 
 
-TOLD = (start_and_finish, a_rank_dies, a_pod_is_lost, suspend_and_resume, delete)
+TOLD = (start_and_finish, a_rank_dies, a_pod_is_lost, suspend_and_resume, waits_for_data_and_goes_on, delete)
 NODES = (a_cordoned_node_is_left, a_node_dies_before_kubernetes_says_so)
 LATE = (the_root_is_told_late, a_pod_falls_with_it)
 CALM = (a_cordon_that_the_job_tolerates, a_cordon_without_room_elsewhere, a_kubelet_dies_alone, the_whole_world_pauses)

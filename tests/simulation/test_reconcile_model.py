@@ -69,11 +69,20 @@ class World(RuleBasedStateMachine):
 
     # --- people -----------------------------------------------------------------------------------------------------
 
-    @initialize(sizes=st.tuples(WISHES, WISHES), rounds=st.integers(0, 6), green=st.booleans())
-    def begin(self, sizes: tuple[dict[str, Any], dict[str, Any]], rounds: int, green: bool) -> None:
+    @initialize(
+        sizes=st.tuples(WISHES, WISHES), rounds=st.integers(0, 6), green=st.booleans(),
+        arrived=st.sampled_from([None, 0, 1, 2]),
+    )  # fmt: skip
+    def begin(
+        self, sizes: tuple[dict[str, Any], dict[str, Any]], rounds: int, green: bool, arrived: int | None
+    ) -> None:
         self.model.shine(CLEAN)
-        for name, replicas in zip(JOBS, sizes, strict=True):
-            self.model.create_job(name, replicas, **(GREEN if green else {}))
+        policy = GREEN if green else {}
+        self.model.create_job(JOBS[0], sizes[0], **policy)
+        if arrived is None:
+            self.model.create_job(JOBS[1], sizes[1], **policy)
+        else:
+            self.model.create_stream(JOBS[1], sizes[1], arrived, **policy)
         self.replace_operator()
         for _ in range(rounds):
             self.peace(0, PARTS)
@@ -107,6 +116,13 @@ class World(RuleBasedStateMachine):
             replicas = {**self.model.jobs[name]["spec"]["replicas"], "desired": desired}
             if _valid(replicas):
                 self.model.edit_job(name, replicas=replicas)
+
+    @rule()
+    def data_arrive(self) -> None:
+        """One more mega-batch for the job that learns from a stream."""
+        stream = self.model.stream(JOBS[1])
+        if stream is not None and stream.spec.arrived < stream.spec.mega_batches:
+            self.model.arrive(JOBS[1], stream.spec.arrived + 1)
 
     @rule(name=st.sampled_from(JOBS), again=st.booleans())
     def delete(self, name: str, again: bool) -> None:
@@ -275,15 +291,16 @@ def calm(world: World) -> None:
         model.cordon(node, False)
     world.replace_operator()
     operator = model.operators[0]
-    for _ in range(120):
-        everything(model, operator)
-        model.now += 5.0
-        if all(at_rest(world, name) for name in model.jobs) and not unsettled(model):
-            break
-    else:
-        raise Broken(
-            "L1: " + "; ".join(f"{n}: {world.status(n).phase} {world.status(n).explanation}" for n in model.jobs)
-        )
+    come_to_rest(world, operator)
+    for name in model.jobs:
+        stream = model.stream(name)
+        if stream is not None and world.status(name).phase == Phase.WAITING:
+            if any(pod["metadata"]["labels"]["trireme.dev/job"] == name for pod in model.pods.values()):
+                raise Broken(f"L4: {name} waits for data and holds nodes")
+            model.arrive(name, stream.spec.mega_batches)
+            come_to_rest(world, operator)
+            if world.status(name).phase not in TERMINAL:
+                raise Broken(f"L4: {name} has all its data and does not end: {world.status(name).explanation}")
     for _ in range(2):  # what follows from the last change
         everything(model, operator)
         model.now += 60.0
@@ -302,10 +319,23 @@ def calm(world: World) -> None:
         raise Broken(f"L3: left behind: {sorted(model.pods)}")
 
 
+def come_to_rest(world: World, operator: Operator) -> None:
+    model = world.model
+    for _ in range(120):
+        everything(model, operator)
+        model.now += 5.0
+        if all(at_rest(world, name) for name in model.jobs) and not unsettled(model):
+            return
+    raise Broken("L1: " + "; ".join(f"{n}: {world.status(n).phase} {world.status(n).explanation}" for n in model.jobs))
+
+
 def at_rest(world: World, name: str) -> bool:
     phase = world.status(name).phase
     suspended = bool(world.model.jobs[name]["spec"].get("runPolicy", {}).get("suspend"))
-    return phase in TERMINAL or (phase == Phase.SUSPENDED and suspended)
+    stream = world.model.stream(name)
+    step = world.model.committed.get(name, 0)
+    waits = phase == Phase.WAITING and stream is not None and stream.needed(step) > stream.spec.arrived
+    return phase in TERMINAL or (phase == Phase.SUSPENDED and suspended) or waits
 
 
 def unsettled(model: Model) -> bool:

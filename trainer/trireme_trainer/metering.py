@@ -82,6 +82,10 @@ class Meter:
         self._mark = 0.0
         self._first = True
 
+    def counts(self, arithmetic: Arithmetic) -> None:
+        """From now on by this arithmetic: the model has grown."""
+        self._arithmetic = arithmetic
+
     @property
     def seconds(self) -> dict[str, float]:
         """Wall time of this process by ledger state."""

@@ -11,6 +11,7 @@ from trireme_api.families import ModelConfig
 from trireme_api.protocol import CheckpointRef
 from trireme_api.recipe import CheckpointSpec, Recipe
 
+from trireme_trainer.anytime.course import Course
 from trireme_trainer.checkpoint import (
     Checkpointer,
     CheckpointStore,
@@ -42,7 +43,7 @@ class Saver:
 
     def __init__(
         self, settings: Settings, world: World, config: ModelConfig, objective: Objective, model: LanguageModel,
-        optimizer: Optimizer, stability: Stability,
+        optimizer: Optimizer, stability: Stability, course: Course | None = None,
     ) -> None:  # fmt: skip
         self._recipe: Recipe = settings.recipe
         self._spec: CheckpointSpec | None = settings.checkpoint
@@ -54,6 +55,7 @@ class Saver:
         self._model = model
         self._optimizer = optimizer
         self._stability = stability
+        self._course = course
         self._announced = settings.resume
         self._auto: AutoInterval | None = None
         self._pace = Pace()
@@ -72,6 +74,10 @@ class Saver:
     @property
     def keeps(self) -> bool:
         return self._checkpointer is not None
+
+    def grown(self, config: ModelConfig, model: LanguageModel, optimizer: Optimizer) -> None:
+        """From now on it is this model that is saved."""
+        self._config, self._model, self._optimizer = config, model, optimizer
 
     def resume(self, reporter: Reporter) -> int:
         """Weights and optimiser from the newest good checkpoint, or initial values. Returns optimiser steps done."""
@@ -115,7 +121,8 @@ class Saver:
             return 0
         for path, reason in loaded.skipped:
             reporter.event("checkpoint-skipped", path=path, reason=reason)
-        check_same_run(loaded.meta, self._recipe, self._config, self._samples, loaded.path)
+        new_data = self._course is not None and self._course.begins
+        check_same_run(loaded.meta, self._recipe, self._config, self._samples, loaded.path, new_data=new_data)
         self._optimizer.loaded(state["optimizer"])
         self._went_on(loaded.meta, reporter)
         ref = CheckpointRef(step=loaded.step, path=loaded.path)
@@ -278,12 +285,16 @@ class Saver:
             "data": self._samples.identity,
             "stability": self._stability.saved(),
             **self._objective.described(),
+            **({"anytime": self._course.meta()} if self._course else {}),
             "model": {"family": self._config.family, "preset": self._recipe.model.preset, **self._config.model_dump()},
         }
 
 
-def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, samples: Samples, path: str) -> None:
-    """Raises BadRecipe or BadData, naming the fields, where going on from this checkpoint would not be the same run."""
+def check_same_run(
+    meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, samples: Samples, path: str, *, new_data: bool = False
+) -> None:
+    """Raises BadRecipe or BadData, naming the fields, where going on from this checkpoint would not be the same run.
+    `new_data`: a session of other mega-batches begins with it."""
     saved = meta.get("model", {})
     now = config.model_dump()
     changed = [
@@ -302,7 +313,7 @@ def check_same_run(meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig,
             f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "
             "position in the data would move; restore it, or use another checkpoint.uri"
         )
-    if "grown" in meta:
+    if "grown" in meta or new_data:
         return  # the first of a new session: its data are those of another mega-batch
     moved = samples.changes_since(meta.get("data", {}))
     if moved:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch._dynamo  # optimisers and FSDP import it at their first call, where it would delay the gang
@@ -17,8 +18,10 @@ from trireme_api.families import ModelConfig, check_recipe
 from trireme_api.protocol import ExitCode
 from trireme_api.recipe import Recipe
 
+from trireme_trainer.anytime.course import Course
 from trireme_trainer.checkpoint.checkpointer import versions
 from trireme_trainer.data.batches import Batch, Batches
+from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.hang import Board, HangWatch
@@ -61,27 +64,48 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
     with ExitStack() as closing:
         closing.callback(world.leave)
         closing.enter_context(_hang_watch(settings, pulse, world))
+        course = Course.open(settings, config, pulse)
+        if course and course.lacking:
+            log.info("saved at step %d; %s is not there: waits for its mega-batch", course.step, course.lacking)
+            return ExitCode.SAVED_AND_STOPPED
+        config = course.config if course else config
+        data = course.data if course else recipe
         reporter = closing.enter_context(_reporting(settings, config, pulse, world))
-        objective = build_objective(recipe, config, world, settings.compile_backend if recipe.compile else None)
+        objective = build_objective(data, config, world, settings.compile_backend if recipe.compile else None)
         _check_vocabulary(objective.samples, config)
         reporter.data(objective.told())
         mesh = build_mesh(recipe.parallelism, world)
-        with torch.device("meta"):
-            model = build(config)
         expert_mesh = build_expert_mesh(recipe.parallelism, world)
-        shard_model(model, recipe, mesh, world.device, settings.compile_backend, expert_mesh)
-        logged = recipe.parallelism.log_collectives
-        collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
-        optimizer = Optimizer(model, recipe.optimizer)
+
+        def make(config: ModelConfig, compiled: bool = True) -> tuple[LanguageModel, Optimizer]:
+            with torch.device("meta"):
+                model = build(config)
+            how = recipe if compiled else recipe.model_copy(update={"compile": False})
+            shard_model(model, how, mesh, world.device, settings.compile_backend, expert_mesh)
+            return model, Optimizer(model, recipe.optimizer)
+
+        grows = course is not None and course.grows
+        model, optimizer = make(config, compiled=not grows)
         stability = Stability(recipe, world.device)
-        saver = Saver(settings, world, config, objective, model, optimizer, stability)
+        saver = Saver(settings, world, config, objective, model, optimizer, stability, course)
         pulse.reached("initialised")
         pulse.beat("load")
         done = saver.resume(reporter)
+        if course:
+            course.resumed(done)
+            if grows:
+                assert isinstance(objective.samples, Mixture)
+                config, model, optimizer = course.grow(model, optimizer, objective.samples, world, reporter, make)
+                saver.grown(config, model, optimizer)
+                reporter.meter.counts(_arithmetic(config, recipe, world))
         pulse.reached("loaded")
+        logged = recipe.parallelism.log_collectives
+        collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
+        end = course.session.end_step if course else recipe.total_steps
         on_gpu = world.device.type == "cuda"
         batches = closing.enter_context(objective.batches(world.rank, world.size, on_gpu))
-        stepper = Stepper(recipe, world, model, optimizer, batches, stop, objective, stability, pulse.ledger)
+        first = course.session.first_step if course else 0
+        stepper = Stepper(recipe, world, model, optimizer, batches, stop, objective, stability, pulse.ledger, first)
         pulse.beat("compile" if recipe.compile else "step", step=done)
         gc.collect()
         gc.freeze()
@@ -91,10 +115,10 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         unread: deque[Outcome] = deque()
         behind = steps_behind(world.device)
         started = stopping = False
-        while done < recipe.total_steps and not stopping:
+        while done < end and not stopping:
             unread.append(stepper.step(done))
             done += 1
-            last = done == recipe.total_steps
+            last = done == end
             try:
                 while len(unread) > (0 if last or stopping or not started else behind):
                     stopping |= settle(unread.popleft(), reporter, stability, saver, objective)
@@ -115,12 +139,15 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             if not last:
                 saver.after_step(done, reporter)
             saver.poll(reporter)
+            told: dict[str, Any] = {}
             if objective.due(done, last):
                 with pulse.ledger.during("eval"):
                     pulse.beat("eval")
                     told = objective.evaluate(model, lambda: pulse.beat("eval"))
                     reporter.event("evaluation", step=done, **told)
                 pulse.beat("step", step=done)
+            if course and last:
+                course.ended(told, _arithmetic(config, recipe, world).model, reporter)
             if done % COLLECT_EVERY == 0:
                 gc.collect(1)
         saver.finish(done, reporter)
@@ -132,7 +159,9 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
             return ExitCode.DONE
         if not saver.keeps:
             raise Stopped(f"stopped on request after step {done}; nothing is kept, because no checkpoint is configured")
-        log.info("saved and stopped on request after step %d", done)
+        # At the end of a session whoever started this attempt starts the next, when its data are there.
+        why = "at the end of its session" if done >= end else "on request"
+        log.info("saved and stopped %s after step %d", why, done)
         return ExitCode.SAVED_AND_STOPPED
 
 
@@ -159,8 +188,10 @@ class Stepper:
 
     def __init__(
         self, recipe: Recipe, world: World, model: LanguageModel, optimizer: Optimizer, batches: Batches,
-        stop: StopRequest, objective: Objective, stability: Stability, ledger: Ledger,
+        stop: StopRequest, objective: Objective, stability: Stability, ledger: Ledger, first: int = 0,
     ) -> None:  # fmt: skip
+        """`first`: the step that the data begin with."""
+        self._first = first
         self._recipe = recipe
         self._world = world
         self._model = model
@@ -179,7 +210,7 @@ class Stepper:
         stability = self._stability
         scale = stability.scale
         with self._ledger.during("data-wait"):
-            micro_batches = self._batches.micro_batches(stability.history.batch_of(index))
+            micro_batches = self._batches.micro_batches(stability.history.batch_of(index) - self._first)
         # Known before the first backward pass, so that each micro-batch divides by the tokens of the whole global step.
         agreed = world.sum([count_valid(micro_batches), float(self._stop.requested)])
         valid = agreed[0].clamp(min=1).to(torch.float32)
@@ -259,12 +290,11 @@ def count_valid(micro_batches: Sequence[Batch]) -> float:
 
 def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: World) -> Reporter:
     recipe = settings.recipe
-    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    peak = device_peak(name)
-    meter = Meter(Arithmetic.of(config, recipe, peak), world.size, pulse.ledger)
+    name = _device_name(world)
+    meter = Meter(_arithmetic(config, recipe, world), world.size, pulse.ledger)
     if world.rank != 0:
         return Reporter(recipe, pulse, meter, None, None)
-    if peak is None:
+    if device_peak(name) is None:
         log.warning("no MFU: the peak of device %r is not known", name)
     directory = str(settings.log_dir) if settings.log_dir else None
     if settings.checkpoint:
@@ -276,6 +306,14 @@ def _reporting(settings: Settings, config: ModelConfig, pulse: Pulse, world: Wor
     logbook = Logbook(directory, settings.attempt)
     logbook.event("environment", device=name, ranks=world.size, precision=recipe.precision, **versions())
     return Reporter(recipe, pulse, meter, logbook, metrics)
+
+
+def _device_name(world: World) -> str:
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+
+
+def _arithmetic(config: ModelConfig, recipe: Recipe, world: World) -> Arithmetic:
+    return Arithmetic.of(config, recipe, device_peak(_device_name(world)))
 
 
 def _hang_watch(settings: Settings, pulse: Pulse, world: World) -> HangWatch:

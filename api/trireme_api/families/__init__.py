@@ -110,6 +110,11 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}compile",
             f"not with dropless experts, whose shapes follow the data; set {path}model.overrides.capacity: limited",
         )
+    if recipe.anytime is not None and recipe.anytime.grow_every and not isinstance(config, growing.GrowingConfig):
+        able = ", ".join(preset.name for preset in growing.PRESETS)
+        raise InvalidSpec(
+            f"{path}anytime.growEvery", f"{recipe.model.preset} cannot grow; set 0, or one of these as preset: {able}"
+        )
     _check_experts(recipe, config, path)
     return config
 

@@ -7,13 +7,15 @@ In this process alone, whole: memory for the model before and after with both mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from trireme_api.families import ModelConfig, specify
 from trireme_api.families.growing import GrowingConfig
 from trireme_api.recipe import DataSource
@@ -31,6 +33,8 @@ from trireme_trainer.layers.soft_experts import SoftExperts
 
 TOLERANCE = 1e-4
 """Largest difference of a logit before and after that counts as rounding, relative to the largest logit."""
+UNITS = {"fp32": TOLERANCE, "bf16": 5e-2, "fp16": 1e-2}
+"""The same by the precision that is computed in."""
 _EXPERT = re.compile(r"(blocks\.(\d+)\.feed_forward\.experts\.)(\d+)(\..+)")
 
 Weights = dict[str, Tensor]
@@ -108,12 +112,9 @@ def divide(values: Mapping[str, Tensor], chosen: tuple[int, ...], bigger: Langua
     its layer; a new gate its initial value, or zeros without a seed."""
     out: Weights = {}
     for name, parameter in bigger.named_parameters():
-        found = values.get(name)
+        found = origin(values, name, chosen)
         if found is not None:
             out[name] = found.clone()
-        elif match := _EXPERT.fullmatch(name):
-            head, layer, _, tail = match.groups()
-            out[name] = values[f"{head}{chosen[int(layer)]}{tail}"].clone()
         elif seed is None:
             out[name] = torch.zeros_like(parameter)
         else:
@@ -121,11 +122,44 @@ def divide(values: Mapping[str, Tensor], chosen: tuple[int, ...], bigger: Langua
     return out
 
 
+def origin(values: Mapping[str, Tensor], name: str, chosen: tuple[int, ...]) -> Tensor | None:
+    """Of the smaller model's `values`, the one that the parameter `name` of the grown model begins with: its own, or
+    for a new expert that of the expert `chosen` in its layer; None for a new gate."""
+    if name in values:
+        return values[name]
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return None
+    head, layer, _, tail = match.groups()
+    return values[f"{head}{chosen[int(layer)]}{tail}"]
+
+
 @torch.no_grad()
+def carry_over(values: Mapping[str, Tensor], chosen: tuple[int, ...], into: Mapping[str, Tensor]) -> None:
+    """Like `divide`, in place and without communication: copies of an expert are sharded as it is, so each rank copies
+    its own part. New gates are left as they are."""
+    for name, target in into.items():
+        found = origin(values, name, chosen)
+        if found is not None:
+            _local(target).copy_(_local(found))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def usage(model: LanguageModel, tokens_BT: Tensor) -> list[list[float]]:
     """By layer and expert: its mean share over all tokens; 1 in all."""
-    found: dict[int, list[float]] = {}
+    with torch.no_grad(), watch_usage(model) as found:
+        model(tokens_BT)
+    return found
+
+
+@contextmanager
+def watch_usage(model: LanguageModel) -> Iterator[list[list[float]]]:
+    """By layer and expert: its mean share over the tokens of the forward pass made inside; 1 in all."""
     layers = [module for module in model.modules() if isinstance(module, SoftExperts)]
+    found: list[list[float]] = [[] for _ in layers]
 
     def note(number: int, layer: SoftExperts, x_BTD: Tensor) -> None:
         found[number] = [float(share.mean()) for share in layer.shares(x_BTD)]
@@ -135,11 +169,10 @@ def usage(model: LanguageModel, tokens_BT: Tensor) -> list[list[float]]:
         for number, layer in enumerate(layers)
     ]
     try:
-        model(tokens_BT)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    return [found[number] for number in range(len(layers))]
 
 
 def most_used(shares: Sequence[Sequence[float]]) -> tuple[int, ...]:
