@@ -139,7 +139,7 @@ _JOB = (
     _job("restart_budget_left", GAUGE, "restarts", "How many of them are left.", "cause", "action", when=_USED),
     _job("recovery_seconds", GAUGE, "s", "Parts of the newest recovery.", "phase", when="after a failure"),
     _job("goodput_ratio", GAUGE, "0 to 1",
-         "Effective training time: step over all time but queued and suspended.", when="once ranks ran"),
+         "Effective training time: step over all time in which nodes were held.", when="once ranks ran"),
     _job("seconds_total", UNTYPED, "s",
          "Wall time by the state it went into; time moves from step to lost when steps are done again.", "state",
          when="once seen"),

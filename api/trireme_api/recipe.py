@@ -307,6 +307,8 @@ class Recipe(Spec):
             return self
         if self.objective != "causal-lm":
             raise ValueError("anytime goes with objective: causal-lm; set that, or remove anytime")
+        if self.data.mixture is not None:
+            raise ValueError("data.mixture goes not with anytime, which sets the shares of mega-batches; remove one")
         for i, source in enumerate(self.data.sources):
             if NUMBER not in source.path:
                 raise ValueError(

@@ -31,6 +31,8 @@ def session_ended(draft: Draft) -> bool:
         at.waiting_since = stamp(draft.now)
         _enter_waiting(draft, at, step)
         return True
+    if not all(draft.alive(place) for place in draft.found):
+        return False  # a pod is being taken away: answered like any other loss, and the session begins with the new one
     resumed = status.resume_from.step if status.resume_from else 0
     if at.told >= needed and resumed >= step:
         # These ranks knew of it, did nothing and found nothing: to start them again would go on for ever.

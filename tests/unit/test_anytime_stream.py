@@ -81,6 +81,10 @@ def test_several_sources_keep_their_proportions() -> None:
         ({"anytime": {"megaBatches": 2, "arrived": 3}}, "anytime.arrived must be at most megaBatches, 2; got 3"),
         ({"until": {"steps": 3}}, "at least one step for each of the 4"),
         ({"stability": {"onSpike": "rollback"}}, "rollback goes not with anytime"),
+        (
+            {"data": {"sources": [{"path": "pvc://s/{n}"}], "mixture": {"alpha": 0.3}, "sequenceLength": 64}},
+            "data.mixture goes not with anytime",
+        ),
         ({"stability": {"onNonFinite": "rollback"}}, "rollback goes not with anytime"),
         ({"anytime": {"megaBatches": 2, "replay": 1.0}}, "less than 1"),
         ({"anytime": {"megaBatches": 2, "waitfor": 1}}, "did you mean 'waitFor'?"),

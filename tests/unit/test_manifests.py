@@ -280,6 +280,7 @@ def test_samples_are_valid_and_differ_in_name() -> None:
         "opt-8m", "opt-125m", "opt-1-3b", "ring", "normformer-125m", "normformer-tiny", "gpt-125m", "gpt-tiny",
         "moe-15b", "moe-tiny", "xglm-564m", "xglm-tiny", "xlmr-xl", "xlmr-tiny",
         "growing-125m", "growing-tiny", "smlp-1-7b", "smlp-tiny", "tam-125m", "tam-tiny",
+        "growing-stream", "growing-stream-tiny",
     }
     for job in jobs:
         parse_spec(job["spec"])

@@ -103,6 +103,15 @@ def test_data_that_are_there_are_trained_on_in_place() -> None:
     assert found.status.phase == Phase.RUNNING
 
 
+def test_a_pod_that_is_taken_away_at_the_end_of_a_session_is_replaced() -> None:
+    found = scene(2).run()
+    found.change_pod("pod-1-1", deletion_at=found.now + 30)
+    saved(found, 10)
+    assert (found.status.phase, found.status.attempt) == (Phase.RECOVERING, 2)
+    assert found.status.slots[1].incarnation == 2
+    assert found.status.budgets_left == {}
+
+
 def test_arrival_while_it_trains_counts_at_once_and_is_no_ignored_edit() -> None:
     found = scene(1).run()
     found.edit(recipe=stream(2))
