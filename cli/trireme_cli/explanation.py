@@ -14,7 +14,7 @@ from trireme_api.job import (
     TrainingJobStatus,
     parse_spec,
 )
-from trireme_operator.clock import duration, seconds
+from trireme_operator.decide.clock import duration, seconds
 
 Rows = list[tuple[str, str]]
 _REMEDIES = {

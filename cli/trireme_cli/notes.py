@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from trireme_operator.clock import seconds, stamp
+from trireme_operator.decide.clock import seconds, stamp
 
 from trireme_cli.kube import Connect, connected
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from trireme_operator.clock import duration
+from trireme_operator.decide.clock import duration
 
 from trireme_cli.explanation import JobView
 from trireme_cli.kube import Connect, Kube, KubeProblem, connected

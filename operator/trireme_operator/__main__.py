@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trireme_operator import logs, tracing
-from trireme_operator.api import Api, ApiError
+from trireme_operator.act.api import Api, ApiError
 from trireme_operator.leader import LeadershipLost
 from trireme_operator.operator import REVIEW_QPS, Operator
 from trireme_operator.options import BadOptions, Options, parse

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable
 from trireme_api.job import TERMINAL, TrainingJobStatus
 from trireme_api.layout import claim_fields
 
-from trireme_operator.actions import CreatePod, Decision, DeleteJob, DeletePod, Note
-from trireme_operator.api import ApiError, Json
-from trireme_operator.cluster import Cluster, NameTaken, NotLeader
-from trireme_operator.desk import Desk
-from trireme_operator.frozen import effective
-from trireme_operator.gang import HOLDING
-from trireme_operator.grid import Grid
-from trireme_operator.pods import Images, pod_manifest
+from trireme_operator.act.api import ApiError, Json
+from trireme_operator.act.cluster import Cluster, NameTaken, NotLeader
+from trireme_operator.decide.actions import CreatePod, Decision, DeleteJob, DeletePod, Note
+from trireme_operator.decide.frozen import effective
+from trireme_operator.decide.gang import HOLDING
+from trireme_operator.decide.grid import Grid
+from trireme_operator.decide.pods import Images, pod_manifest
+from trireme_operator.decide.reconcile import reconcile
+from trireme_operator.decide.views import Job, Key, Limits, Observed
+from trireme_operator.observe.desk import Desk
+from trireme_operator.observe.store import Store
 from trireme_operator.queue import Queue
-from trireme_operator.reconcile import reconcile
-from trireme_operator.store import Store
 from trireme_operator.tracing import Off, Tracing
-from trireme_operator.views import Job, Key, Limits, Observed
 
 log = logging.getLogger(__name__)
 MAX_STEPS = 8

@@ -11,8 +11,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from trireme_operator.api import Api, ApiError, Json
-from trireme_operator.clock import microtime
+from trireme_operator.act.api import Api, ApiError, Json
+from trireme_operator.decide.clock import microtime
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import sys
 from trireme_api.logs import JsonFormatter as JsonFormatter
 from trireme_api.logs import extras
 
-from trireme_operator.clock import stamp
+from trireme_operator.decide.clock import stamp
 
 
 class TextFormatter(logging.Formatter):

@@ -16,25 +16,26 @@ import kopf
 from aiohttp import web
 from trireme_api.job import TERMINAL
 
-from trireme_operator import certificates, handlers
-from trireme_operator.api import Api, ApiError, once_reachable
-from trireme_operator.cluster import KubernetesCluster
+from trireme_operator.act.api import Api, ApiError, once_reachable
+from trireme_operator.act.cluster import KubernetesCluster
 from trireme_operator.controller import Controller
-from trireme_operator.coordinator import Coordinator, serve
-from trireme_operator.desk import Desk, foreign_taken
-from trireme_operator.gang import HOLDING
-from trireme_operator.gridwatch import GridWatch
-from trireme_operator.health import Health, application
-from trireme_operator.identity import Reviewer
+from trireme_operator.decide.gang import HOLDING
+from trireme_operator.decide.pods import Images
+from trireme_operator.decide.views import Job, Key, Limits
 from trireme_operator.leader import Leader
-from trireme_operator.leases import SAMPLE_SECONDS, Leases, renewal_of
-from trireme_operator.metrics import JobCollector, Metrics
+from trireme_operator.observe import handlers
+from trireme_operator.observe.desk import Desk, foreign_taken
+from trireme_operator.observe.gridwatch import GridWatch
+from trireme_operator.observe.leases import SAMPLE_SECONDS, Leases, renewal_of
+from trireme_operator.observe.store import Store
 from trireme_operator.options import COORDINATOR_SERVICE, Options
-from trireme_operator.pods import Images
 from trireme_operator.queue import Queue
-from trireme_operator.store import Store
+from trireme_operator.serve import certificates
+from trireme_operator.serve.coordinator import Coordinator, serve
+from trireme_operator.serve.health import Health, application
+from trireme_operator.serve.identity import Reviewer
+from trireme_operator.serve.metrics import JobCollector, Metrics
 from trireme_operator.tracing import Off, Tracing
-from trireme_operator.views import Job, Key, Limits
 
 log = logging.getLogger(__name__)
 REVIEW_QPS = 500.0

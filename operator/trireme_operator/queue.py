@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable
 
-from trireme_operator.views import Key
+from trireme_operator.decide.views import Key
 
 FIRST_BACKOFF_SECONDS = 0.25
 MAX_BACKOFF_SECONDS = 60.0

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from trireme_api.job import LastFailure, TrainingJobStatus
 
-from trireme_operator.actions import Decision
-from trireme_operator.clock import seconds
+from trireme_operator.decide.actions import Decision
+from trireme_operator.decide.clock import seconds
+from trireme_operator.decide.views import Job
 from trireme_operator.options import BadOptions
-from trireme_operator.views import Job
 
 SERVICE = "trireme-operator"
 PHASES = ("detect", "decide", "fence", "replace", "rendezvous", "load", "firstStep")

@@ -31,19 +31,19 @@ from trireme_api.protocol import (
 )  # fmt: skip
 from trireme_api.recipe import Recipe
 from trireme_api.replicas import Replicas
-from trireme_operator.actions import Note
-from trireme_operator.api import ApiError, Json
-from trireme_operator.assignments import Crew
-from trireme_operator.clock import seconds, stamp
+from trireme_operator.act.api import ApiError, Json
 from trireme_operator.controller import Controller
-from trireme_operator.desk import Desk
-from trireme_operator.gang import places
-from trireme_operator.grid import Grid, Live
-from trireme_operator.leases import Leases, Renewal
-from trireme_operator.pods import Images
+from trireme_operator.decide.actions import Note
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.clock import seconds, stamp
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.grid import Grid, Live
+from trireme_operator.decide.pods import Images
+from trireme_operator.decide.views import Job, Key, Limits
+from trireme_operator.observe.desk import Desk
+from trireme_operator.observe.leases import Leases, Renewal
+from trireme_operator.observe.store import Store
 from trireme_operator.queue import Queue
-from trireme_operator.store import Store
-from trireme_operator.views import Job, Key, Limits
 
 NAMESPACE = "sim"
 GRACE_SECONDS = 10

@@ -12,14 +12,14 @@ import pytest
 from agent_rig import Rig, alive
 from trireme_api.job import Phase, TrainingJobStatus
 from trireme_api.protocol import Cause, Env
-from trireme_operator.actions import CreatePod
-from trireme_operator.assignments import Crew
-from trireme_operator.clock import seconds
 from trireme_operator.controller import plain_status
-from trireme_operator.gang import places
-from trireme_operator.reconcile import reconcile
-from trireme_operator.store import Store
-from trireme_operator.views import Limits, Observed, Verdict
+from trireme_operator.decide.actions import CreatePod
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.clock import seconds
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.reconcile import reconcile
+from trireme_operator.decide.views import Limits, Observed, Verdict
+from trireme_operator.observe.store import Store
 
 KEY = ("ns", "job")
 RANK = """

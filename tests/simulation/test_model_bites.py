@@ -21,13 +21,12 @@ from test_reconcile_crashes import Fault, play
 from test_reconcile_model import CHECKS, TwoOperators, World
 from trireme_api.protocol import Action
 from trireme_api.replicas import Replicas
-from trireme_operator import (
+from trireme_operator import controller
+from trireme_operator.decide import (
     afterwards,
     assignments,
-    controller,
     energy,
     gang,
-    leases,
     nodes,
     recovery,
     resizing,
@@ -36,6 +35,7 @@ from trireme_operator import (
     stopping,
     streaming,
 )
+from trireme_operator.observe import leases
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
 

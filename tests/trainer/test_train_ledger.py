@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gang import Gang, make_recipe
 from trireme_api.protocol import ExitCode, Heartbeat, Spent
-from trireme_operator.ledger import RUNNING, Book
+from trireme_operator.decide.ledger import RUNNING, Book
 
 
 def last(gang: Gang) -> tuple[Heartbeat, Spent]:

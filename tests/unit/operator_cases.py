@@ -7,11 +7,11 @@ from typing import Any
 
 from trireme_api.job import TrainingJobStatus, pod_name
 from trireme_api.protocol import AgentState, Cause, Failure, RankReport, Report
-from trireme_operator.actions import Decision
 from trireme_operator.controller import plain_status
-from trireme_operator.grid import Grid
-from trireme_operator.reconcile import reconcile
-from trireme_operator.views import Ended, Heard, Job, Limits, Node, Observed, Pod, Verdict, job_of
+from trireme_operator.decide.actions import Decision
+from trireme_operator.decide.grid import Grid
+from trireme_operator.decide.reconcile import reconcile
+from trireme_operator.decide.views import Ended, Heard, Job, Limits, Node, Observed, Pod, Verdict, job_of
 
 NOW = 1_800_000_000.0
 FITS = Verdict(True)

@@ -16,7 +16,7 @@ from trireme_cli import notes, top
 from trireme_cli.explain import text
 from trireme_cli.explanation import JobView, explain, next_steps, to_json
 from trireme_cli.main import cli
-from trireme_operator.views import Verdict
+from trireme_operator.decide.views import Verdict
 
 
 def told(scene: Scene) -> str:

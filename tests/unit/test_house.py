@@ -87,6 +87,20 @@ def test_arrows(part: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# What `decide` may know of the world: nothing that differs between two calls with the same arguments.
+IMPURE = {"asyncio", "aiohttp", "kopf", "kubernetes", "logging", "os", "pathlib", "random", "socket", "subprocess", "time"}
+OPERATOR = "trireme_operator"
+
+
+def test_what_the_operator_decides_is_pure() -> None:
+    wrong = []
+    for path, name, line in python_imports(HOMES[OPERATOR] / "decide"):
+        inside = within(name, {f"{OPERATOR}.decide"}) or name == OPERATOR
+        if (within(name, {OPERATOR}) and not inside) or name.split(".")[0] in IMPURE:
+            wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def standard_library_only(path: Path, home: Path, besides: set[str]) -> list[str]:
     tree = ast.parse(path.read_text())
     return [

@@ -17,7 +17,7 @@ from trireme_agent.settings import BadSettings
 from trireme_agent.settings import from_environment as agent_settings
 from trireme_api.logs import JsonFormatter
 from trireme_api.protocol import Env
-from trireme_operator.pods import Images, pod_manifest
+from trireme_operator.decide.pods import Images, pod_manifest
 from trireme_trainer.heartbeat import Pulse
 from trireme_trainer.logs import log_to
 

@@ -16,8 +16,8 @@ from trireme_api.layout import MEMORY_DIR, memory_limit
 from trireme_api.protocol import Action, AgentState, Assignment, CheckpointRef, Env, FailureCount, MemoryShards, Report
 from trireme_api.quantity import parse_quantity
 from trireme_api.shards import Shard, by_set, newest_whole, parse_shard
-from trireme_operator.assignments import Crew
-from trireme_operator.gang import places
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.gang import places
 
 SHARD = st.builds(
     lambda step, attempt, world, rank: Shard(step, attempt, world, rank % world),

@@ -27,8 +27,8 @@ from trireme_api.protocol import (
     Report,
     Spent,
 )
-from trireme_operator.metrics import JobCollector, Metrics
-from trireme_operator.store import Store
+from trireme_operator.observe.store import Store
+from trireme_operator.serve.metrics import JobCollector, Metrics
 from trireme_trainer.ledger import Ledger
 from trireme_trainer.metering import Arithmetic, Figures, Meter
 from trireme_trainer.metrics import TrainMetrics

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from operator_cases import NOW, Scene, heard
 from trireme_api.job import ConditionType, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState, CheckpointRef, Progress
-from trireme_operator.accounting import best_step
-from trireme_operator.assignments import Crew
-from trireme_operator.clock import duration, seconds, stamp
-from trireme_operator.conditions import condition, enter
-from trireme_operator.gang import places
+from trireme_operator.decide.accounting import best_step
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.clock import duration, seconds, stamp
+from trireme_operator.decide.conditions import condition, enter
+from trireme_operator.decide.gang import places
 
 
 def test_progress_is_rank_zeros_and_the_furthest_step_is_kept() -> None:

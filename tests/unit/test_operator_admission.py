@@ -11,10 +11,10 @@ from operator_cases import manifest, pod
 from trireme_api.job import Phase, Slot, TrainingJobStatus
 from trireme_api.quantity import parse_quantity
 from trireme_api.template import Toleration
-from trireme_operator.admission import Demand, Taken, Waiting, fits_on, verdicts
-from trireme_operator.desk import Desk, pod_requests
-from trireme_operator.store import Store
-from trireme_operator.views import Node
+from trireme_operator.decide.admission import Demand, Taken, Waiting, fits_on, verdicts
+from trireme_operator.decide.views import Node
+from trireme_operator.observe.desk import Desk, pod_requests
+from trireme_operator.observe.store import Store
 
 
 def node(name: str, cpu: float = 4, **fields: object) -> Node:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from operator_cases import Scene, ended, failure, heard
 from trireme_api.job import Phase
 from trireme_api.protocol import AgentState, Cause, CheckpointRef
-from trireme_operator.actions import CreatePod
-from trireme_operator.views import Node
+from trireme_operator.decide.actions import CreatePod
+from trireme_operator.decide.views import Node
 
 
 def struck_by_a_consequence(**spec: object) -> Scene:

@@ -9,12 +9,12 @@ from operator_cases import NOW, Scene, manifest
 from trireme_api.job import Phase
 from trireme_api.protocol import AgentState, CheckpointRef, EnergyReading, RankReport
 from trireme_api.validation import check_job
-from trireme_operator.assignments import Crew
-from trireme_operator.clock import stamp
-from trireme_operator.desk import Desk
-from trireme_operator.gang import places
-from trireme_operator.grid import Grid, Live
-from trireme_operator.store import Store
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.clock import stamp
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.grid import Grid, Live
+from trireme_operator.observe.desk import Desk
+from trireme_operator.observe.store import Store
 
 DAY = 86_400.0
 CHECKPOINT = {"uri": "pvc://checkpoints/job"}

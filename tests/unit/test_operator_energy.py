@@ -7,8 +7,8 @@ from operator_cases import Scene, heard
 from trireme_api import carbon
 from trireme_api.job import TrainingJobStatus
 from trireme_api.protocol import AgentState, EnergyReading, Hardware, Progress, RankReport
-from trireme_operator.energy import KEPT_ATTEMPTS, weakest
-from trireme_operator.views import Node
+from trireme_operator.decide.energy import KEPT_ATTEMPTS, weakest
+from trireme_operator.decide.views import Node
 
 KWH = carbon.JOULES_PER_KILOWATT_HOUR
 H100 = "NVIDIA H100 80GB HBM3"

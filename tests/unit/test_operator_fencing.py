@@ -8,10 +8,10 @@ import pytest
 from operator_cases import Scene, failure, heard
 from trireme_api.job import Phase
 from trireme_api.protocol import Action, AgentState, Cause, CheckpointRef, EnergyReading, Progress, RankReport
-from trireme_operator.actions import DeletePod
-from trireme_operator.assignments import Crew
-from trireme_operator.gang import places
-from trireme_operator.views import Node
+from trireme_operator.decide.actions import DeletePod
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.views import Node
 
 
 def crew(scene: Scene) -> Crew:

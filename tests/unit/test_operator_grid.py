@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 from operator_cases import Scene
 from trireme_api.carbon.policy import CarbonPolicy
-from trireme_operator.clock import seconds
-from trireme_operator.grid import Grid, Live, known
-from trireme_operator.gridwatch import BadSettings, GridWatch, provider_of, read_settings
-from trireme_operator.providers import CarbonAwareSdk, ElectricityMaps, Provider, ProviderError, WattTime
+from trireme_operator.decide.clock import seconds
+from trireme_operator.decide.grid import Grid, Live, known
+from trireme_operator.observe.gridwatch import BadSettings, GridWatch, provider_of, read_settings
+from trireme_operator.observe.providers import CarbonAwareSdk, ElectricityMaps, Provider, ProviderError, WattTime
 
 NOW = seconds("2026-11-29T12:20:00Z") or 0.0
 # Answers in the form the providers document, with the figures of our choice.

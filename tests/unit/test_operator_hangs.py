@@ -6,11 +6,11 @@ import pytest
 from operator_cases import NOW, Scene, failure
 from trireme_api.hang import HangPolicy
 from trireme_api.protocol import Action, AgentState, Cause, PhaseTime, RankReport, RankStack, Report, Stacks
-from trireme_operator.assignments import Crew
-from trireme_operator.gang import places
-from trireme_operator.hangs import FLOOR_SECONDS, step_limit
-from trireme_operator.trail import MAX_SIGHTINGS, Trail, follow
-from trireme_operator.views import Heard
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.hangs import FLOOR_SECONDS, step_limit
+from trireme_operator.decide.trail import MAX_SIGHTINGS, Trail, follow
+from trireme_operator.decide.views import Heard
 
 STEP = 2.0
 

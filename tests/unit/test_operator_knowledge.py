@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from operator_cases import NOW, manifest
 from trireme_api.protocol import AgentState, Report
-from trireme_operator.api import resource_of
-from trireme_operator.cluster import merge_patch
+from trireme_operator.act.api import resource_of
+from trireme_operator.act.cluster import merge_patch
+from trireme_operator.observe.store import Store
 from trireme_operator.queue import Queue, TokenBucket
-from trireme_operator.store import Store
 
 
 def pod_object(uid: str = "p", version: int = 1, phase: str = "Running", job: str = "job") -> dict[str, Any]:

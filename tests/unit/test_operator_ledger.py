@@ -13,11 +13,11 @@ from operator_cases import FITS, NOW, Scene, failure, heard, pod
 from trireme_api.job import TrainingJobStatus
 from trireme_api.ledger import LEDGER_STATES, GoodputStatus
 from trireme_api.protocol import SPENT_STATES, AgentState, CheckpointRef, EnergyReading, RankReport, Spent
-from trireme_operator.bookkeeping import up_to
-from trireme_operator.ledger import KEPT_ATTEMPTS, MAX_SKEW_MS, RUNNING, Book, effective, milliseconds, shares
-from trireme_operator.metrics import JobCollector, Metrics
-from trireme_operator.store import Store
-from trireme_operator.views import job_of
+from trireme_operator.decide.bookkeeping import up_to
+from trireme_operator.decide.ledger import KEPT_ATTEMPTS, MAX_SKEW_MS, RUNNING, Book, effective, milliseconds, shares
+from trireme_operator.decide.views import job_of
+from trireme_operator.observe.store import Store
+from trireme_operator.serve.metrics import JobCollector, Metrics
 
 STATES = [*(state for state in LEDGER_STATES if state not in SPENT_STATES), RUNNING]
 WILD = st.one_of(

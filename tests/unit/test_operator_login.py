@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import kopf
-from trireme_operator.handlers import in_cluster
+from trireme_operator.observe.handlers import in_cluster
 
 FOUND = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="t")
 

@@ -9,14 +9,14 @@ import pytest
 from operator_cases import SCRIPT, Scene, ended, failure, heard
 from trireme_api.job import Phase, Slot
 from trireme_api.protocol import AgentState, Cause, RankReport
-from trireme_operator.actions import CreatePod, DeletePod
-from trireme_operator.admission import Waiting, demand_of, verdicts
-from trireme_operator.gang import Place
-from trireme_operator.leases import Leases, Renewal, renewal_of
-from trireme_operator.nodes import asked_to_leave
-from trireme_operator.pods import Images, pod_manifest
-from trireme_operator.store import Store
-from trireme_operator.views import Node, Verdict
+from trireme_operator.decide.actions import CreatePod, DeletePod
+from trireme_operator.decide.admission import Waiting, demand_of, verdicts
+from trireme_operator.decide.gang import Place
+from trireme_operator.decide.nodes import asked_to_leave
+from trireme_operator.decide.pods import Images, pod_manifest
+from trireme_operator.decide.views import Node, Verdict
+from trireme_operator.observe.leases import Leases, Renewal, renewal_of
+from trireme_operator.observe.store import Store
 
 IMAGES = Images("trainer:1", "agent:1", "https://c", "PEM")
 

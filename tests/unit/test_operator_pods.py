@@ -9,8 +9,8 @@ import kubernetes_validate
 import pytest
 from operator_cases import manifest
 from trireme_api.job import Slot
-from trireme_operator.pods import Images, pod_manifest
-from trireme_operator.views import job_of, pod_of
+from trireme_operator.decide.pods import Images, pod_manifest
+from trireme_operator.decide.views import job_of, pod_of
 
 IMAGES = Images("trainer:1", "agent:1", "https://10.96.0.20:8443", "-----BEGIN CERTIFICATE-----\nx\n", "Never")
 RECIPE = {

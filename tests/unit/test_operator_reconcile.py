@@ -6,10 +6,10 @@ import pytest
 from operator_cases import NOW, Scene, ended, failure, heard, manifest, pod
 from trireme_api.job import ConditionType, Phase
 from trireme_api.protocol import AgentState, Cause, CheckpointRef, Progress, RankReport
-from trireme_operator.actions import CreatePod, DeleteJob, DeletePod
-from trireme_operator.conditions import condition
-from trireme_operator.reconcile import reconcile
-from trireme_operator.views import Node, Observed, Verdict, job_of
+from trireme_operator.decide.actions import CreatePod, DeleteJob, DeletePod
+from trireme_operator.decide.conditions import condition
+from trireme_operator.decide.reconcile import reconcile
+from trireme_operator.decide.views import Node, Observed, Verdict, job_of
 
 
 def test_admission_is_written_before_any_pod_is_made() -> None:

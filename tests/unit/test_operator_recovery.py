@@ -8,10 +8,10 @@ import pytest
 from operator_cases import NOW, Scene, ended, failure, heard, pod
 from trireme_api.job import FailurePolicy, LadderStep, Phase, RestartRecord, Restarts, Slot, StopWhen, TrainingJobStatus
 from trireme_api.protocol import AgentState, Cause, PhaseTime, RankReport
-from trireme_operator.clock import stamp
-from trireme_operator.gang import Place
-from trireme_operator.recovery import Breakdown, answer, breakdown, first_failure
-from trireme_operator.views import Limits, Node, Pod
+from trireme_operator.decide.clock import stamp
+from trireme_operator.decide.gang import Place
+from trireme_operator.decide.recovery import Breakdown, answer, breakdown, first_failure
+from trireme_operator.decide.views import Limits, Node, Pod
 
 MESSAGE = json.dumps({"failure": {"cause": "data", "message": "shard 3 is torn", "rank": 5, "exit": 65}})
 

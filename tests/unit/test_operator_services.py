@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from operator_cases import Scene, heard, manifest
 from trireme_api.protocol import AgentState, Progress
-from trireme_operator import certificates
-from trireme_operator.api import ApiError, once_reachable
-from trireme_operator.health import Health
-from trireme_operator.identity import Identity, Reviewer, identity_of
+from trireme_operator.act.api import ApiError, once_reachable
 from trireme_operator.leader import Leader, LeadershipLost
 from trireme_operator.logs import JsonFormatter, TextFormatter
-from trireme_operator.metrics import JobCollector, Metrics
+from trireme_operator.observe.store import Store
 from trireme_operator.options import BadOptions, parse
-from trireme_operator.store import Store
+from trireme_operator.serve import certificates
+from trireme_operator.serve.health import Health
+from trireme_operator.serve.identity import Identity, Reviewer, identity_of
+from trireme_operator.serve.metrics import JobCollector, Metrics
 
 TODAY = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
 

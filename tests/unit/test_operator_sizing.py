@@ -9,12 +9,12 @@ from operator_cases import Scene, failure, heard, manifest
 from trireme_api.job import ConditionType, Phase, Slot
 from trireme_api.protocol import Action, AgentState, Assignment, CheckpointRef, RankReport
 from trireme_api.replicas import Replicas
-from trireme_operator import sizing
-from trireme_operator.actions import CreatePod, DeletePod
-from trireme_operator.assignments import Crew
-from trireme_operator.conditions import condition
-from trireme_operator.gang import places
-from trireme_operator.views import Node, Verdict, job_of
+from trireme_operator.decide import sizing
+from trireme_operator.decide.actions import CreatePod, DeletePod
+from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.conditions import condition
+from trireme_operator.decide.gang import places
+from trireme_operator.decide.views import Node, Verdict, job_of
 
 E = {"desired": 4, "min": 2}
 STEPS = {"desired": 4, "allowed": (2, 4)}

@@ -9,10 +9,10 @@ from operator_cases import FITS, Scene
 from test_anytime_stream import recipe
 from trireme_api.job import ConditionType, Phase
 from trireme_api.protocol import AgentState, Cause, CheckpointRef, Failure, RankReport
-from trireme_operator.actions import DeletePod
-from trireme_operator.conditions import condition
-from trireme_operator.desk import Desk
-from trireme_operator.store import Store
+from trireme_operator.decide.actions import DeletePod
+from trireme_operator.decide.conditions import condition
+from trireme_operator.observe.desk import Desk
+from trireme_operator.observe.store import Store
 
 TEMPLATE = {"resources": {"requests": {"cpu": 1}}}
 

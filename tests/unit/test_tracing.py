@@ -11,11 +11,11 @@ import pytest
 from operator_cases import Scene, failure
 from trireme_api.job import LastFailure, RecoveryPhases
 from trireme_api.protocol import AgentState, Cause, PhaseTime, RankReport
-from trireme_operator.clock import seconds, stamp
+from trireme_operator.decide.clock import seconds, stamp
+from trireme_operator.decide.reconcile import reconcile
+from trireme_operator.decide.views import Job
 from trireme_operator.options import BadOptions, parse
-from trireme_operator.reconcile import reconcile
 from trireme_operator.tracing import Off, Spans, build, finished, lengths
-from trireme_operator.views import Job
 
 ARGUMENTS = ["--coordinator-url", "https://here"]
 RECIPE = {
@@ -74,7 +74,7 @@ def job_with(phases: RecoveryPhases | None, at: str = "2026-11-29T03:00:00.000Z"
             cause=Cause.OOM, message="out of memory", at=at, attempt=1, rank=3, node="n1", phases=phases
         )
     from trireme_operator.controller import plain_status
-    from trireme_operator.views import job_of
+    from trireme_operator.decide.views import job_of
 
     return job_of({**scene.obj, "status": plain_status(status)})
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from trireme_api.carbon import JOULES_PER_KILOWATT_HOUR, mass
 from trireme_api.ledger import OUTSIDE_THE_RUN
-from trireme_operator.clock import duration, stamp
+from trireme_operator.decide.clock import duration, stamp
 
 from trireme_cli.report.charts import Figure, Line, Mark, figure, number, stacked, timeline
 from trireme_cli.report.steplog import Row, StepLog

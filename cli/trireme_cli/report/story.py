@@ -8,7 +8,7 @@ from typing import Any
 
 from trireme_api.carbon import PUBLISHED, mass
 from trireme_api.ledger import LEDGER_STATES, AttemptSeconds
-from trireme_operator.clock import duration, seconds
+from trireme_operator.decide.clock import duration, seconds
 
 from trireme_cli.explanation import JobView, explain, next_steps
 from trireme_cli.notes import Note

@@ -1,0 +1,1 @@
+"""What is done: the one module that writes to Kubernetes, the requests it makes, and events."""

@@ -1,0 +1,1 @@
+"""What others are told: agents by the coordinator, Prometheus and the kubelet by metrics and health."""
