@@ -109,10 +109,10 @@ class Job:
             raise
 
     @staticmethod
-    def heartbeat_time(pid: int) -> float:
-        """Unix seconds by the clock of that rank, as its newest heartbeat has them."""
+    def heartbeat(pid: int) -> Json:
+        """What that rank last wrote: `step`, and `time`, Unix seconds by its own clock."""
         folder, local = environment(pid)["TRIREME_HEARTBEAT_DIR"], environment(pid).get("LOCAL_RANK", "0")
-        return float(json.loads(Path(f"{folder}/rank-{local}.json").read_text())["time"])
+        return dict(json.loads(Path(f"{folder}/rank-{local}.json").read_text()))
 
     def committed(self) -> int:
         """Step of the newest committed checkpoint on disk."""

@@ -202,14 +202,15 @@ def storage_full(scene: Scene) -> float:
     scene.undo.append(lambda: filler.unlink(missing_ok=True))
     at = time.time()
     _fill(filler, job.arena.storage_size(job.name))
-    before, step = job.committed(), int((job.status().get("progress") or {})["step"])
-    # The step log lies on the same disk, so progress is read from status.
+    # The step log lies on the same disk, and status may be seconds old, in which a third save would end the attempt.
+    rank = arenas.rank_of(job.pod(1))
+    before, step = job.committed(), int(job.heartbeat(rank)["step"])
     far = step + 2 * job.every + 2
-    job.wait_for(f"step {far} with a full disk", lambda: (job.status().get("progress") or {}).get("step", 0) >= far)
+    job.wait_for(f"step {far} with a full disk", lambda: int(job.heartbeat(rank)["step"]) >= far)
     after = job.committed()
     if after > before + job.every:
         raise Broken(f"a checkpoint of step {after} was committed on a full disk")
-    scene.facts["stepsWithFullDisk"] = int(job.status()["progress"]["step"]) - step
+    scene.facts["stepsWithFullDisk"] = int(job.heartbeat(rank)["step"]) - step
     scene.heal()
     job.wait_for("a checkpoint once there is room", lambda: job.committed() > after)
     return at
@@ -276,7 +277,7 @@ def clock_jumped(scene: Scene) -> float:
 
 def _ahead(job: Job) -> float:
     """Seconds that slot 1's newest heartbeat is ahead of the machine's clock."""
-    return job.heartbeat_time(arenas.rank_of(job.pod(1))) - time.time()
+    return float(job.heartbeat(arenas.rank_of(job.pod(1)))["time"]) - time.time()
 
 
 def kubelet_stopped(scene: Scene) -> float:
