@@ -88,7 +88,7 @@ def test_arrows(part: str) -> None:
 
 
 # What `decide` may know of the world: nothing that differs between two calls with the same arguments.
-IMPURE = {"asyncio", "aiohttp", "kopf", "kubernetes", "logging", "os", "pathlib", "random", "socket", "subprocess", "time"}
+IMPURE = {"asyncio", "aiohttp", "kopf", "kubernetes", "logging", "os", "pathlib", "random", "socket", "time"}
 OPERATOR = "trireme_operator"
 
 
