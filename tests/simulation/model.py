@@ -298,8 +298,8 @@ class Model:
             "data": {"sources": [{"path": "pvc://stream/mega-{n}"}], "sequenceLength": 64},
             "anytime": {"megaBatches": 4, "arrived": arrived},
         }  # fmt: skip
-        template = {"resources": {"requests": {"cpu": 2}}}
-        self.create_job(name, replicas, recipe=recipe, template=template, checkpoint={"uri": "pvc://c/d"}, **spec)
+        spec = {"checkpoint": {"uri": "pvc://c/d"}, **spec}
+        self.create_job(name, replicas, recipe=recipe, template={"resources": {"requests": {"cpu": 2}}}, **spec)
 
     def stream(self, name: str) -> Stream | None:
         """As the job's newest spec has it."""
