@@ -199,7 +199,7 @@ def test_bad_data_ends_the_run_at_once_with_its_own_code(recipe: Path, tmp_path:
     [
         ({"learningRate": 1}, "learningRate: unknown field"),
         ({"until": {}}, "until: give either tokens or steps"),
-        ({"data": {"sources": [{"path": "pvc://corpus/en"}]}, "batch": {"tokens": 2048}}, "--pvc corpus=DIR"),
+        ({"data": {"sources": [{"path": "pvc://corpus/en"}], "sequenceLength": 32}}, "--pvc corpus=DIR"),
     ],
 )
 def test_a_bad_recipe_is_one_line_that_names_the_field(
