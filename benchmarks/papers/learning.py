@@ -1,11 +1,11 @@
-"""One causal language model trained in this process, its held-out loss measured on the way."""
+"""Causal language models trained in this process, their held-out loss measured on the way."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,47 +21,70 @@ from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.schedule import learning_rate
 
+CPU = torch.device("cpu")
+
+
+class Learner:
+    """A model with its initial values, its data and its optimiser, as a recipe has them; one micro-batch a step."""
+
+    def __init__(self, spec: Recipe, device: torch.device = CPU) -> None:
+        self._spec, self._device = spec, device
+        self.config = check_recipe(spec)
+        self.model: LanguageModel = build(self.config).to(device)
+        initialise(self.model, spec.seed)
+        self.mixture = Mixture.from_recipe(spec)
+        self._objective = CausalLM(self.config.vocabulary_size)
+        self._optimizer = Optimizer(self.model, spec.optimizer)
+
+    def steps(self, before_update: Callable[[int], None] = lambda step: None) -> Iterator[tuple[int, float]]:
+        """Trains; yields (step from 1 on, its loss in nats per token). `before_update`: called with the step while its
+        clipped gradients are there. A step that is not finite leaves the weights alone."""
+        spec, rows = self._spec, self._spec.sequences_per_step
+        for step in range(1, spec.total_steps + 1):
+            self.model.train()
+            loss = self._loss([self.mixture.sample((step - 1) * rows + row) for row in range(rows)])
+            loss.backward()  # type: ignore[no-untyped-call]
+            never = (~torch.isfinite(self._optimizer.clip())).float()
+            before_update(step)
+            self._optimizer.step(learning_rate(spec, step * spec.batch.tokens), never)
+            yield step, float(loss.detach())
+
+    def held_out(self, count: int) -> float:
+        """Mean loss on `count` blocks of held-out text, evenly spread; in evaluation mode. Ends the program where there
+        are fewer."""
+        held, rows = self.mixture.valid_blocks(), self._spec.sequences_per_step
+        if len(held) < count:
+            sys.exit(f"{len(held)} held-out blocks; {count} are needed")
+        blocks = [held[number * (len(held) // count)] for number in range(count)]
+        self.model.eval()
+        with torch.no_grad():
+            parts = [float(self._loss(blocks[first : first + rows])) for first in range(0, count, rows)]
+        return sum(parts) / len(parts)
+
+    def _loss(self, blocks: Sequence[NDArray[Any]]) -> Tensor:
+        tokens = torch.from_numpy(np.stack(blocks)).to(self._device)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        return self._objective(self.model, inputs, targets, torch.tensor(float(targets.numel()), device=self._device))
+
+
+def finite(loss: float, digits: int = 5) -> float | None:
+    return round(loss, digits) if math.isfinite(loss) else None
+
 
 def learn(spec: Recipe, probes: Sequence[int], held_out: int) -> dict[str, Any]:
-    """Trains by `spec`, one micro-batch a step. `probes`: steps after which the loss on `held_out` blocks is measured,
-    nats per token; None where it is not finite."""
+    """Trains by `spec`. `probes`: steps after which the loss on `held_out` blocks is measured, nats per token; None
+    where it is not finite."""
     began = time.perf_counter()
-    config = check_recipe(spec)
-    model = build(config)
-    initialise(model, spec.seed)
-    mixture = Mixture.from_recipe(spec)
-    objective, optimizer = CausalLM(config.vocabulary_size), Optimizer(model, spec.optimizer)
-    rows, losses, told = spec.sequences_per_step, [], []
-    for step in range(spec.total_steps):
-        loss = _loss(model, objective, [mixture.sample(step * rows + row) for row in range(rows)])
-        loss.backward()  # type: ignore[no-untyped-call]
-        never = (~torch.isfinite(optimizer.clip())).float()
-        optimizer.step(learning_rate(spec, (step + 1) * spec.batch.tokens), never)
-        losses.append(round(float(loss.detach()), 4))
-        if step + 1 in probes:
-            told.append(_held_out(model, objective, mixture, held_out, rows))
+    learner = Learner(spec)
+    losses, told = [], []
+    for step, loss in learner.steps():
+        losses.append(round(loss, 4))
+        if step in probes:
+            told.append(finite(learner.held_out(held_out)))
+    config = learner.config
     count = config.parameters()
     return {
         "probes": list(probes), "heldOutLosses": told, "losses": losses[::10], "parameters": count.total,
         "activated": count.activated, "flopsPerToken": config.train_flops_per_token(spec.data.sequence_length),
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-
-
-def _held_out(model: LanguageModel, objective: CausalLM, mixture: Mixture, count: int, rows: int) -> float | None:
-    held = mixture.valid_blocks()
-    if len(held) < count:
-        sys.exit(f"{len(held)} held-out blocks; {count} are needed")
-    blocks = [held[number * (len(held) // count)] for number in range(count)]
-    was, _ = model.training, model.eval()
-    with torch.no_grad():
-        parts = [float(_loss(model, objective, blocks[first : first + rows])) for first in range(0, count, rows)]
-    model.train(was)
-    mean = sum(parts) / len(parts)
-    return round(mean, 5) if math.isfinite(mean) else None
-
-
-def _loss(model: LanguageModel, objective: CausalLM, blocks: Sequence[NDArray[Any]]) -> Tensor:
-    tokens = torch.from_numpy(np.stack(blocks))
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    return objective(model, inputs, targets, torch.tensor(float(targets.numel())))

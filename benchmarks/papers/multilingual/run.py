@@ -19,23 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
-from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.evaluation.training import during_training
-from trireme_trainer.families import build
-from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
-from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
-from trireme_trainer.schedule import learning_rate
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import languages  # noqa: E402
+import learning  # noqa: E402
 import processes  # noqa: E402
 
 VOCABULARY, LENGTH, ROWS = 2048, 64, 16
@@ -73,22 +66,11 @@ def recipe(corpora: dict[str, Path], mixture: str, seed: int, options: argparse.
 def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
     """One training: shares and epochs, and at the end bits per byte and perplexity by language."""
     began = time.perf_counter()
-    config = check_recipe(spec)
-    model = build(config).to(device)
-    initialise(model, spec.seed)
-    mixture = Mixture.from_recipe(spec)
-    suite = during_training(spec, config, mixture.directories)
-    objective, optimizer = CausalLM(config.vocabulary_size), Optimizer(model, spec.optimizer)
-    valid = torch.tensor(float(spec.batch.tokens), device=device)
-    losses = []
-    for step in range(spec.total_steps):
-        blocks = torch.from_numpy(np.stack([mixture.sample(step * ROWS + row) for row in range(ROWS)])).to(device)
-        loss = objective(model, blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous(), valid)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = optimizer.clip()
-        losses.append(float(loss.detach()))
-        optimizer.step(learning_rate(spec, (step + 1) * spec.batch.tokens), (~torch.isfinite(norm)).float())
-    found = suite.run(model, World(0, 1, 0, 1, device))["heldOut"]
+    learner = learning.Learner(spec, device)
+    mixture = learner.mixture
+    suite = during_training(spec, learner.config, mixture.directories)
+    losses = [loss for _, loss in learner.steps()]
+    found = suite.run(learner.model, World(0, 1, 0, 1, device))["heldOut"]
     by_language = {row["language"]: row for row in found if row["source"] is None}
     told = {row["language"]: row for row in mixture.told(spec.total_steps * ROWS)}
     return {
@@ -99,7 +81,7 @@ def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
             }
             for name, row in by_language.items()
         },
-        "losses": [round(x, 4) for x in losses[::10]], "parameters": config.parameters().total,
+        "losses": [round(x, 4) for x in losses[::10]], "parameters": learner.config.parameters().total,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 

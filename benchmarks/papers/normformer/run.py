@@ -20,21 +20,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
-from trireme_trainer.data.mixture import Mixture
-from trireme_trainer.families import LanguageModel, build
-from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
-from trireme_trainer.parallel.initialise import initialise
-from trireme_trainer.schedule import learning_rate
+from trireme_trainer.families import LanguageModel
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import learning  # noqa: E402
 import processes  # noqa: E402
 import text  # noqa: E402
 
@@ -67,41 +60,20 @@ def recipe(corpus: Path, model: str, rate: float, seed: int, options: argparse.N
 def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
     """One training: held-out loss at the end (infinite where it diverged) and the gradients' ratio on the way."""
     began = time.perf_counter()
-    config = check_recipe(spec)
-    model = build(config).to(device)
-    initialise(model, spec.seed)
-    mixture = Mixture.from_recipe(spec)
-    objective, optimizer = CausalLM(config.vocabulary_size), Optimizer(model, spec.optimizer)
-    valid = torch.tensor(float(spec.batch.tokens), device=device)
-    losses, ratios = [], []
-    for step in range(spec.total_steps):
-        blocks = np.stack([mixture.sample(step * ROWS + row) for row in range(ROWS)])
-        loss = mean_loss(model, objective, torch.from_numpy(blocks).to(device), valid)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = optimizer.clip()
-        losses.append(float(loss.detach()))
-        if step % 10 == 9:
-            ratios.append(early_to_late(model))
-        never = (~torch.isfinite(norm)).float()
-        optimizer.step(learning_rate(spec, (step + 1) * spec.batch.tokens), never)
-    held = mixture.valid_blocks()
-    if len(held) < HELD_OUT:
-        sys.exit(f"{len(held)} held-out blocks; {HELD_OUT} are needed")
-    total = 0.0
-    with torch.no_grad():
-        for first in range(0, HELD_OUT, ROWS):
-            blocks = np.stack([held[i * (len(held) // HELD_OUT)] for i in range(first, first + ROWS)])
-            total += float(mean_loss(model, objective, torch.from_numpy(blocks).to(device), valid))
-    loss = total / (HELD_OUT // ROWS)
+    learner = learning.Learner(spec, device)
+    ratios: list[float] = []
+
+    def look(step: int) -> None:
+        if step % 10 == 0:
+            ratios.append(early_to_late(learner.model))
+
+    losses = [loss for _, loss in learner.steps(look)]
+    loss = learner.held_out(HELD_OUT)
     return {
         "heldOutLoss": loss if math.isfinite(loss) else None, "losses": [round(x, 4) for x in losses[::10]],
-        "ratios": [round(x, 4) for x in ratios], "parameters": config.parameters().total,
+        "ratios": [round(x, 4) for x in ratios], "parameters": learner.config.parameters().total,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-
-
-def mean_loss(model: LanguageModel, objective: CausalLM, blocks: Tensor, valid: Tensor) -> Tensor:
-    return objective(model, blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous(), valid)
 
 
 def early_to_late(model: LanguageModel) -> float:

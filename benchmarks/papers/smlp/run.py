@@ -19,22 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from trireme_api.families import ModelConfig, check_recipe, resolve
+from trireme_api.families import ModelConfig, resolve
 from trireme_api.recipe import ModelSpec, Recipe
-from trireme_trainer.data.mixture import Mixture
-from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.layers.auxiliary import set_share
-from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
-from trireme_trainer.parallel.initialise import initialise
-from trireme_trainer.schedule import learning_rate
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import learning  # noqa: E402
 import processes  # noqa: E402
 import text  # noqa: E402
 
@@ -99,28 +92,18 @@ def recipe(corpus: Path, name: str, seed: int, options: argparse.Namespace) -> R
 
 
 def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
-    """One training: held-out loss at the end and on the way, in nats per token."""
+    """One training: held-out loss at the end and on the way, in nats per token. Every router at evaluation: nothing
+    dropped, BASE greedy, no position sees ahead."""
     began = time.perf_counter()
-    config = check_recipe(spec)
-    model = build(config).to(device)
-    initialise(model, spec.seed)
-    mixture = Mixture.from_recipe(spec)
-    objective, optimizer = CausalLM(config.vocabulary_size), Optimizer(model, spec.optimizer)
-    valid = torch.tensor(float(spec.batch.tokens), device=device)
-    set_share(model, torch.ones((), device=device))
+    learner = learning.Learner(spec, device)
+    set_share(learner.model, torch.ones((), device=device))
     curve = []
-    for step in range(1, spec.total_steps + 1):
-        blocks = np.stack([mixture.sample((step - 1) * ROWS + row) for row in range(ROWS)])
-        loss = mean_loss(model.train(), objective, torch.from_numpy(blocks).to(device), valid)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = optimizer.clip()
-        never = (~torch.isfinite(norm)).float()
-        optimizer.step(learning_rate(spec, step * spec.batch.tokens), never)
+    for step, _ in learner.steps():
         if step % (spec.total_steps // POINTS) == 0 and step < spec.total_steps:
-            told = held_out(model, objective, mixture, valid, device, HELD_OUT_ON_THE_WAY)
-            curve.append([step, round(told, 4)])
-    final = held_out(model, objective, mixture, valid, device, HELD_OUT)
+            curve.append([step, round(learner.held_out(HELD_OUT_ON_THE_WAY), 4)])
+    final = learner.held_out(HELD_OUT)
     curve.append([spec.total_steps, round(final, 4)])
+    config = learner.config
     return {
         "heldOutLoss": final, "curve": curve, "seconds": round(time.perf_counter() - began, 1),
         "forwardFlopsPerToken": config.forward_flops_per_token(LENGTH), **_parameters(config),
@@ -130,26 +113,6 @@ def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
 def _parameters(config: ModelConfig) -> dict[str, int]:
     count = config.parameters()
     return {"parameters": count.total, "activated": count.activated}
-
-
-def held_out(
-    model: LanguageModel, objective: CausalLM, mixture: Mixture, valid: Tensor, device: torch.device, blocks: int
-) -> float:
-    """Every router at evaluation: nothing dropped, BASE greedy, no position sees ahead."""
-    held = mixture.valid_blocks()
-    if len(held) < HELD_OUT:
-        sys.exit(f"{len(held)} held-out blocks; {HELD_OUT} are needed")
-    total = 0.0
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, blocks, ROWS):
-            rows = np.stack([held[i * (len(held) // blocks)] for i in range(first, first + ROWS)])
-            total += float(mean_loss(model, objective, torch.from_numpy(rows).to(device), valid))
-    return total / (blocks // ROWS)
-
-
-def mean_loss(model: LanguageModel, objective: CausalLM, blocks: Tensor, valid: Tensor) -> Tensor:
-    return objective(model, blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous(), valid)
 
 
 def steps_to(curve: list[list[float]], target: float) -> float | None:
