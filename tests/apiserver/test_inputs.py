@@ -52,7 +52,7 @@ INVALID = {
     "neither": ({"replicas": {"desired": 1}}, "spec", "give a recipe, or your own script"),
     "both": (recipe_job(template={"command": ["x"]}), "spec", "with a recipe leave them out"),
     "no checkpoint": ({**recipe_job(), "checkpoint": None}, "spec", "checkpoint.uri is required"),
-    "zone": ({**script_job(), "carbonPolicy": {"zone": "XX"}}, "spec.carbonPolicy.zone", "use one of"),
+    "zone": ({**script_job(), "carbonPolicy": {"zone": "XX"}}, "spec.carbonPolicy.zone", "use an ISO 3166 country code"),
     "quantity": (
         {**script_job(), "template": {"image": "i", "command": ["c"], "resources": {"limits": {"memory": "8Gb"}}}},
         "spec.template.resources.limits.memory", "8Gi",
@@ -139,7 +139,7 @@ def test_two_gangs_that_fit_one_after_the_other(world: World, operators: Operato
     holder = world.pods()[0]["metadata"]["labels"]["trireme.dev/job"]
     other = {"first": "second", "second": "first"}[holder]
     assert {pod["metadata"]["labels"]["trireme.dev/job"] for pod in world.pods()} == {holder}
-    assert world.phase(other) == "Pending"
+    world.wait_phase(other, "Pending")
     world.delete(holder)
     eventually(lambda: len(world.pods(other)) == 2, "the other gang, once there is room")
 
