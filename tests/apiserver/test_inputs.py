@@ -52,7 +52,7 @@ INVALID = {
     "neither": ({"replicas": {"desired": 1}}, "spec", "give a recipe, or your own script"),
     "both": (recipe_job(template={"command": ["x"]}), "spec", "with a recipe leave them out"),
     "no checkpoint": ({**recipe_job(), "checkpoint": None}, "spec", "checkpoint.uri is required"),
-    "zone": ({**script_job(), "carbonPolicy": {"zone": "XX"}}, "spec.carbonPolicy.zone", "use an ISO 3166 country code"),
+    "zone": ({**script_job(), "carbonPolicy": {"zone": "XX"}}, "spec.carbonPolicy.zone", "use an ISO 3166 country"),
     "quantity": (
         {**script_job(), "template": {"image": "i", "command": ["c"], "resources": {"limits": {"memory": "8Gb"}}}},
         "spec.template.resources.limits.memory", "8Gi",
