@@ -44,7 +44,7 @@ def world(server: ApiServer) -> World:
     add_namespace(api, found.namespace)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
     api.request("POST", f"/api/v1/namespaces/{found.namespace}/serviceaccounts", account)
-    eventually(lambda: found.jobs() == [], "the TrainingJob resource is served")
+    eventually(found.served, "the TrainingJob resource is served")
     return found
 
 

@@ -77,6 +77,10 @@ class World:
     def jobs(self) -> list[Json]:
         return self.api.request("GET", self.path(), timeout=30.0)["items"]
 
+    def served(self) -> bool:
+        """Whether the API server knows TrainingJobs: it answers 404 for a moment after the definition was made."""
+        return self.found("GET", self.path()) is not None
+
     def status(self, name: str) -> Json:
         return (self.job(name) or {}).get("status") or {}
 

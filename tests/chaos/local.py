@@ -76,7 +76,7 @@ class LocalArena:
             account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
             api.request("POST", "/api/v1/namespaces/chaos/serviceaccounts", account)
             self.world = World(api, self.server.kubeconfig, "chaos")
-            wait_until("the TrainingJob resource is served", self._served, 30)
+            wait_until("the TrainingJob resource is served", self.world.served, 30)
             self.clocks = stack.enter_context(clocks(self.folder))
             self.disk = stack.enter_context(disk(self.folder / "pvc" / "checkpoints"))
             stack.enter_context(KubeletStandIn(self.world, self.folder, list(NODES), run=True))
@@ -87,12 +87,6 @@ class LocalArena:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
-
-    def _served(self) -> bool:
-        try:
-            return self.world.jobs() == []
-        except urllib.error.HTTPError:
-            return False
 
     def claim(self, name: str) -> Path:
         path = self.folder / "pvc" / name

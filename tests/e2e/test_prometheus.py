@@ -125,14 +125,16 @@ def test_prometheus_sees_all_of_it(job: dict[str, Any], jobs: Jobs, target: Targ
             run = jobs.run(job, "watched")
             started(run)
             run.wait_for("a checkpoint", lambda: run.curve().last_step() > EVERY + 3, 240)
-            recover(run, slot=1)
-            pods = {run.pod_of_slot(0): run.name, run.pod_of_slot(1): run.name}
             replicas = {pod["metadata"]["name"]: f"{SYSTEM}/{OPERATOR}" for pod in operator_pods(target)}
 
             def up() -> dict[str, str]:
                 found = prometheus.get("query", query="up == 1")["result"]
                 return {series["metric"]["pod"]: series["metric"]["job"] for series in found}
 
+            # An increase is seen only by who has looked before it.
+            wait_until("the operator has been scraped", lambda: up().items() >= replicas.items(), 120)
+            recover(run, slot=1)
+            pods = {run.pod_of_slot(0): run.name, run.pod_of_slot(1): run.name}
             wait_until("every target is up, under its job's name", lambda: up() == pods | replicas, 120)
             time.sleep(60)  # some scrapes and evaluations after the recovery
             targets = prometheus.get("query", query="up")["result"]

@@ -170,5 +170,5 @@ def _world(server: ApiServer) -> World:
         }  # fmt: skip
         api.request("POST", f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims", body)
     world = World(api, server.kubeconfig, NAMESPACE)
-    eventually(lambda: world.jobs() == [], "the TrainingJob resource is served")
+    eventually(world.served, "the TrainingJob resource is served")
     return world
