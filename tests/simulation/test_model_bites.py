@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import Broken
+from invariants import Broken
 from test_reconcile_crashes import Fault, play
 from test_reconcile_model import CHECKS, TwoOperators, World
 from trireme_api.protocol import Action

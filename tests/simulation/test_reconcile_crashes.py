@@ -15,7 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import NAMESPACE, Agent, Model, Operator
+from actors import NAMESPACE, Agent, Operator
+from model import Model
 from trireme_api.job import Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState, Cause
 
@@ -45,7 +46,7 @@ class Story:
 
     def fresh(self) -> Operator:
         operator = self.model.new_operator(f"op{len(self.model.operators)}")
-        self.model.read_nodes(operator)
+        operator.read_nodes()
         self.drain(operator)
         return operator
 
@@ -56,9 +57,9 @@ class Story:
                 return
             self.calls.append((self.model.now, self.model.version))
             if len(self.calls) - 1 == self.fault.kill_at:
-                self.model.kill(operator)
+                operator.kill()
                 return
-            self.model.open_gate(operator)
+            operator.open_gate()
 
     def turn(self) -> None:
         """One moment: events, work, kubelets, agents."""
@@ -72,22 +73,22 @@ class Story:
             if self.events == self.fault.lose or 0 <= self.fault.freeze_at <= self.events:
                 operator.inbox.pop(0)
             else:
-                model.deliver(operator)
+                operator.deliver()
             self.events += 1
-        model.begin(operator, ("", "resync"))
-        model.read_nodes(operator)
-        model.read_leases(operator)
+        operator.begin(("", "resync"))
+        operator.read_nodes()
+        operator.read_leases()
         self.drain(operator)
         operator.desk.decide()
         if operator.alive:
-            model.begin(operator, (NAMESPACE, JOB))
+            operator.begin((NAMESPACE, JOB))
             self.drain(operator)
         for pod in list(model.pods.values()):
             model.kubelet_step(pod)
         for agent in list(model.agents.values()):
             if not agent.gone:
                 model.poll(agent, operator)
-        model.check()
+        model.must.moment()
         model.now += 2.0
 
     def until(self, done: Callable[[], bool], turns: int = 80) -> None:

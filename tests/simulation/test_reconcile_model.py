@@ -20,7 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import NAMESPACE, Agent, Broken, Model, Operator
+from actors import NAMESPACE, Agent, Operator
+from invariants import Broken
+from model import Model
 from trireme_api.job import TERMINAL, Phase, TrainingJobStatus
 from trireme_api.protocol import AgentState, Cause
 
@@ -90,7 +92,7 @@ class World(RuleBasedStateMachine):
     def replace_operator(self) -> None:
         self.count += 1
         operator = self.model.new_operator(f"op{self.count}")
-        self.model.read_nodes(operator)
+        operator.read_nodes()
 
     @rule(name=st.sampled_from(JOBS), on=st.booleans())
     def suspend(self, name: str, on: bool) -> None:
@@ -154,9 +156,9 @@ class World(RuleBasedStateMachine):
         operator = self.operator(pick)
         if operator is not None:
             operator.desk.decide()
-            self.model.begin(operator, (NAMESPACE, name) if name else ("", "resync"))
+            operator.begin((NAMESPACE, name) if name else ("", "resync"))
             for _ in range(gates):
-                if not self.model.open_gate(operator):
+                if not operator.open_gate():
                     break
 
     @rule(pick=PICK, which=PICK, times=st.integers(1, 6))
@@ -164,13 +166,13 @@ class World(RuleBasedStateMachine):
         operator = self.operator(pick)
         if operator is not None:
             for _ in range(times):
-                self.model.open_gate(operator, which)
+                operator.open_gate(which)
 
     @rule(pick=PICK, again=st.booleans())
     def crash(self, pick: int, again: bool) -> None:
         operator = self.operator(pick)
         if operator is not None:
-            self.model.kill(operator)
+            operator.kill()
             if again:
                 self.replace_operator()
 
@@ -184,7 +186,7 @@ class World(RuleBasedStateMachine):
         operator = self.operator(pick)
         if operator is not None:
             for _ in range(times):
-                self.model.deliver(operator, which)
+                operator.deliver(which)
 
     @rule(pick=PICK, which=PICK)
     def lose_event(self, pick: int, which: int) -> None:
@@ -270,7 +272,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.model.check()
+        self.model.must.moment()
 
     def teardown(self) -> None:
         try:
@@ -285,7 +287,7 @@ def calm(world: World) -> None:
     model = world.model
     model.shine(CLEAN)
     for operator in list(model.operators):
-        model.kill(operator)
+        operator.kill()
     for node in list(model.nodes):
         model.put_node(node, 2, True)
         model.cordon(node, False)
@@ -346,16 +348,16 @@ def everything(model: Model, operator: Operator, steps: int = 40, order: Sequenc
     """One round of a world without faults."""
     for part in order:
         if part == "resync":
-            model.begin(operator, ("", "resync"))
+            operator.begin(("", "resync"))
             drain(model, operator)
         elif part == "watch":
-            while model.deliver(operator):
+            while operator.deliver():
                 pass
-            model.read_nodes(operator)
+            operator.read_nodes()
         elif part == "work":
             operator.desk.decide()
             for name in {*JOBS, *(pod["metadata"]["labels"]["trireme.dev/job"] for pod in model.pods.values())}:
-                model.begin(operator, (NAMESPACE, name))
+                operator.begin((NAMESPACE, name))
                 drain(model, operator)
         elif part == "kubelets":
             for pod in list(model.pods.values()):
@@ -372,7 +374,7 @@ def everything(model: Model, operator: Operator, steps: int = 40, order: Sequenc
 
 def drain(model: Model, operator: Operator) -> None:
     for _ in range(500):
-        if not model.open_gate(operator):
+        if not operator.open_gate():
             return
     raise Broken("the operator does not come to rest")
 
