@@ -57,6 +57,19 @@ def nan_from_step_3(rank: int) -> None:
     CausalLM.__call__ = loss  # type: ignore[method-assign]
 
 
+def forget_moments(rank: int) -> None:
+    """Of a loaded checkpoint only the weights and the number of steps are kept."""
+    plain = Optimizer.loaded
+
+    def loaded(self: Optimizer, state: dict[str, Any]) -> None:
+        plain(self, state)
+        for kind in ("exp_avg", "exp_avg_sq"):
+            for moments in state[kind].values():
+                moments.zero_()
+
+    Optimizer.loaded = loaded  # type: ignore[method-assign]
+
+
 def watch_storage(rank: int) -> None:
     """Notes each file of a committed checkpoint in storage that this rank opens until it has resumed.
 

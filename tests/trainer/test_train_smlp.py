@@ -45,16 +45,6 @@ def test_every_router_trains_as_one_process(corpus: Path, tmp_path: Path, varian
         _same(Gang(tmp_path / f"{world}", recipe, world=world, checkpoint=False).run(), alone)
 
 
-def test_the_dense_model_trains_as_one_process(corpus: Path, tmp_path: Path) -> None:
-    """One spatial matrix on three ranks: its rows are shared out."""
-    dense = {"preset": "gmlp-tiny"}
-    spec = [_recipe(corpus, 3, **dense) for _ in range(2)]
-    for recipe in spec:
-        del recipe["model"]["overrides"]["spatialExperts"]
-    alone = Gang(tmp_path / "alone", spec[0], world=1, checkpoint=False).run()
-    _same(Gang(tmp_path / "three", spec[1], world=3, checkpoint=False).run(), alone)
-
-
 def test_a_run_resumed_on_other_ranks_is_the_run(corpus: Path, tmp_path: Path) -> None:
     """Two ranks that share the experts out, three without, one; balanced assignment throughout."""
     alone = Gang(tmp_path / "alone", _recipe(corpus, 7), world=1, every=1000).run()
