@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from trireme_api.families import check_recipe
 from trireme_api.planning import Setting
+from trireme_trainer.data.masking import MaskedBatch
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.objectives.masked_lm import MaskedBatch, MaskedLM
+from trireme_trainer.objectives.masked_lm import MaskedLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.live_memory import LiveMemory

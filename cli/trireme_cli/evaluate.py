@@ -46,7 +46,7 @@ class _Source(click.ParamType[HeldOutSource]):
 @click.option("--task", "tasks", multiple=True, metavar="FILE", help="A task file (docs/evaluation.md). Repeatable.")
 @click.option("--shots", type=click.IntRange(min=0), multiple=True, default=(0,), help="Solved examples. Repeatable.")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Times they are drawn.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="What they are drawn by.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of draws and hidden tokens.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N examples of each task.")
 @click.option("--step", type=click.IntRange(min=0), help="Checkpoint of this step. Left out: the newest good one.")
 @click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="Left out: MODEL's or --data's.")
@@ -60,8 +60,9 @@ def evaluate(
     draws: int, seed: int, step: int | None, tokenizer: Path | None, length: int | None, dtype: str,
     no_document_start: bool, as_json: bool, **numbers: Any,
 ) -> None:  # fmt: skip
-    """Measure a causal language model: perplexity of held-out text, and tasks answered by log-likelihood. Of a model
-    trained with objective few-shot, without --data and --task: its own held-out tasks, learned from --shots examples.
+    """Measure a language model: perplexity of held-out text, and tasks answered by log-likelihood. Of a masked model:
+    perplexity of tokens hidden as in training. Of a model trained with objective few-shot, without --data and --task:
+    its own held-out tasks, learned from --shots examples.
 
     MODEL is a checkpoint root, as in checkpoint.uri (a path, pvc://claim/dir or any fsspec URL; its job may be
     running), or a local Hugging Face Transformers directory. Runs in this process, on a GPU where there is one.
@@ -72,6 +73,7 @@ def evaluate(
       trireme evaluate out/checkpoints --data en=corpus/en --data sw=corpus/sw --json
       trireme evaluate facebook-opt-125m/ --task copa.yaml --shots 0 --shots 4 --draws 5
       trireme evaluate out/checkpoints --step 5000 --task lambada.yaml --tokenizer corpus/tokenizer.json
+      trireme evaluate out/xlmr --data en=corpus/en --data sw=corpus/sw --length 512
       trireme evaluate out/few-shot --shots 0 --shots 5 --shots 20 --draws 3
 
     Exit code 65: something cannot be evaluated; 74: checkpoint not usable.
@@ -84,6 +86,7 @@ def evaluate(
     from trireme_trainer.data.errors import DataError
     from trireme_trainer.evaluation import source
     from trireme_trainer.evaluation.errors import EvaluationError
+    from trireme_trainer.evaluation.masked import open_masked
     from trireme_trainer.evaluation.suite import Suite
     from trireme_trainer.evaluation.training import lines
     from trireme_trainer.families.convert import ConversionError
@@ -98,21 +101,28 @@ def evaluate(
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
+    about: dict[str, Any] = {}
     try:
-        loaded = source.load(model, step, tokenizer, getattr(torch, _DTYPES[dtype]), device)
+        loaded = source.load(model, step, tokenizer, getattr(torch, _DTYPES[dtype]), device, tasks=bool(tasks))
         most = loaded.config.maximum_positions
         if length is not None and length > most:
             raise EvaluationError(f"--length {length}: the model has {most} positions; give at most that")
-        suite = Suite(spec, length or most, loaded.config.vocabulary_size, seed, loaded.encoder, command=True)
+        rows, alone = loaded.config.vocabulary_size, World(0, 1, 0, 1, device)
         with _progress_bar() as (progress, _):
-            found = suite.run(loaded.model, World(0, 1, 0, 1, device), progress)
+            if loaded.config.causal:
+                suite = Suite(spec, length or most, rows, seed, loaded.encoder, command=True)
+                found = suite.run(loaded.model, alone, progress)
+            else:
+                masked = open_masked(spec, loaded.masking, length or most, rows, seed, loaded.encoder)
+                found = {"heldOut": masked.run(loaded.model, alone, progress), "tasks": []}
+                about = {"masking": loaded.masking.model_dump(by_alias=True)}
     except CheckpointError as error:
         raise _CheckpointProblem(str(error)) from None
     except (ConversionError, DataError, StorageError) as error:
         raise _Refused(str(error)) from None
     seconds = time.monotonic() - begin
     if as_json:
-        about = {"model": model, "family": loaded.config.family, "step": loaded.step, "seed": seed}
+        about = {"model": model, "family": loaded.config.family, "step": loaded.step, "seed": seed, **about}
         click.echo(json.dumps({**about, **found, "seconds": round(seconds, 3)}, indent=1))
         return
     of = f", step {loaded.step}" if loaded.step is not None else ""

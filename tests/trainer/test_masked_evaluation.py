@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner, Result
 from gang import SEQUENCE, Gang, make_recipe
 from reference import fresh_model
+from transformers import XLMRobertaXLForMaskedLM
 from trireme_api.families import check_recipe
+from trireme_api.masking import MaskingSpec
+from trireme_api.protocol import ExitCode
 from trireme_api.recipe import Recipe
+from trireme_cli.evaluate import evaluate
+from trireme_trainer.data.order import derive
 from trireme_trainer.data.prepare import Options, prepare
 from trireme_trainer.evaluation.errors import EvaluationError
+from trireme_trainer.families.convert import directory
 from trireme_trainer.objectives.masked_lm import MaskedTokens
 from trireme_trainer.parallel.world import World
 
@@ -59,11 +67,12 @@ def test_losses_are_those_of_the_hidden_tokens(corpora: tuple[Path, Path]) -> No
     assert model.training
     text = objective.samples
     for source, row in enumerate(rows[:2]):
-        blocks = len(text.mixture.valid_blocks(source))
-        assert blocks % 3, "the last batch is not full"
+        words = text.held_out[source].words
+        assert len(words) % 3, "the last batch is not full"
         total, count = 0.0, 0
-        for block in range(blocks):
-            tokens, seen, places = text.held_out(source, block)
+        for block in range(len(words)):
+            key = derive(derive(spec.seed, 4), source, block)
+            tokens, seen, places = text.blocks.sample(words[block], key)
             with torch.no_grad():
                 logits = model.eval()(torch.from_numpy(seen)[None])[0, places].double()
             total += float(F.cross_entropy(logits, torch.from_numpy(tokens[places]), reduction="sum"))
@@ -92,6 +101,83 @@ def test_training_tells_it_alike_in_any_world(corpora: tuple[Path, Path], tmp_pa
     assert gangs[0].losses() == plain.losses(), "evaluation leaves no trace in training"
     (data,) = gangs[0].events("data")
     assert [row["language"] for row in data["sources"]] == ["en", "nl"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(corpora: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Gang:
+    """Masked by another rule than the default."""
+    recipe = {**masked(corpora, {}), "masking": {"share": 0.3, "keep": 0.0}}
+    return Gang(tmp_path_factory.mktemp("trained"), recipe).run()
+
+
+def test_the_command_measures_what_training_did(trained: Gang, corpora: tuple[Path, Path]) -> None:
+    """The rule is the checkpoint's; same seed, same order of sources, same tokens hidden."""
+    data = [argument for path in corpora for argument in ("--data", path)]
+    result = run(trained.checkpoints, *data, "--length", SEQUENCE, "--seed", 7, "--sequences", 5, "--json")
+    assert result.exit_code == 0, result.output
+    told, (event,) = json.loads(result.stdout), trained.events("evaluation")
+    assert (told["family"], told["step"], told["tasks"]) == ("xlmr", 2, [])
+    assert told["masking"] == {"share": 0.3, "random": 0.1, "keep": 0.0}
+    assert len(told["heldOut"]) == 4
+    for mine, theirs in zip(told["heldOut"], event["heldOut"], strict=True):
+        assert {name: mine[name] for name in ("source", "language", "tokens")} == {
+            name: theirs[name] for name in ("source", "language", "tokens")}  # fmt: skip
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-6)
+    other = json.loads(run(trained.checkpoints, *data, "--length", SEQUENCE, "--json").stdout)
+    assert other["heldOut"][0]["loss"] != told["heldOut"][0]["loss"], "another seed hides others"
+    few = run(trained.checkpoints, "--data", f"fr={corpora[0]}", "--tokens", 3 * SEQUENCE, "--split", "train")
+    assert few.exit_code == 0, few.output
+    assert "all of language fr: perplexity" in few.stdout
+    assert "hidden tokens" in few.stdout
+
+
+def test_a_model_of_transformers_is_measured_by_the_default_rule(corpora: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its own logits, in float64, of the same hidden tokens."""
+    recipe = masked(corpora, {"sequences": 3})
+    spec = Recipe.model_validate(recipe)
+    config, model = check_recipe(spec), fresh_model(recipe)
+    directory.save(tmp_path / "hf", config, dict(model.state_dict()), vocabulary_size=384)
+    (tmp_path / "hf" / "tokenizer.json").write_bytes((corpora[0] / "tokenizer.json").read_bytes())
+    arguments = ("--data", corpora[1], "--length", SEQUENCE, "--json")
+    result = run(tmp_path / "hf", *arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["masking"] == MaskingSpec().model_dump()
+    theirs = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "hf").double().eval()
+    text = MaskedTokens(spec, config, ALONE, None).samples
+    total, count = 0.0, 0
+    words = text.held_out[1].words
+    for block in range(len(words)):
+        tokens, seen, places = text.blocks.sample(words[block], derive(derive(1, 4), 0, block))
+        with torch.no_grad():
+            logits = theirs(input_ids=torch.from_numpy(seen)[None], attention_mask=torch.ones(1, len(seen))).logits
+        total += float(F.cross_entropy(logits[0, places], torch.from_numpy(tokens[places]), reduction="sum"))
+        count += len(places)
+    assert told["heldOut"][0]["tokens"] == count
+    assert told["heldOut"][0]["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--task", "x.yaml"), "xlmr sees both sides of a token, so a continuation has no likelihood of its own;"),
+        (("--data", "{en}", "--length", "2"), "--length 2: a masked model needs blocks of 3 tokens at least"),
+        (("--data", "{none}", "--length", "9"), "its split valid has 0 tokens, less than one block of 8; give"),
+        ((), "is not of objective few-shot; give --data DIR"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    trained: Gang, corpora: tuple[Path, Path], arguments: tuple[str, ...], says: str
+) -> None:
+    places = {"en": corpora[0], "none": corpora[0].parent / "none"}
+    result = run(trained.checkpoints, *(text.format(**places) for text in arguments))
+    assert result.exit_code == ExitCode.BAD_DATA, result.output
+    assert says in result.output
+    assert result.output.count("\n") == 1
 
 
 def test_nothing_held_out_is_said_before_training(corpora: tuple[Path, Path]) -> None:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from trireme_api.evaluation import HeldOutSource
 
-from trireme_trainer.data.manifest import Split
-from trireme_trainer.data.shards import Corpus
+from trireme_trainer.data.errors import DataError
+from trireme_trainer.data.remote import local_copy
+from trireme_trainer.data.shards import Corpus, Documents
+from trireme_trainer.data.tokenizer import Encoder
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.scoring import Request, Score
+from trireme_trainer.storage import StorageError
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,68 @@ class Text:
         return sum(window.scored for window in self.windows)
 
 
-def open_text(
-    corpus: Corpus, where: str, split: Split, length: int, most: int | None, name: str | None, language: str | None
-) -> Text:
+@dataclass(frozen=True)
+class Opened:
+    where: str
+    """Field or option, and path: for errors."""
+    source: HeldOutSource
+    corpus: Corpus
+
+    @property
+    def name(self) -> str:
+        return self.source.name or os.path.basename(self.corpus.directory.rstrip("/"))
+
+    @property
+    def language(self) -> str | None:
+        return self.source.language or self.corpus.manifest.language
+
+    @property
+    def documents(self) -> Documents:
+        return self.corpus.valid if self.source.split == "valid" else self.corpus.train
+
+
+def open_sources(
+    sources: Sequence[HeldOutSource], field: str, vocabulary: int, encoder: Encoder | None
+) -> tuple[list[Opened], Encoder | None]:
+    """`field` has {} where the number of the source stands; `vocabulary`: rows of the model's token table; `encoder`:
+    of the model, and all sources must be made with it; left out: that of the first, which is returned. Raises
+    EvaluationError."""
+    found = []
+    for i, source in enumerate(sources):
+        where = f"{field.format(i)}: {source.path}"
+        try:
+            corpus = Corpus(local_copy(source.path))
+        except (DataError, StorageError) as error:
+            raise EvaluationError(f"{field.format(i)}: {error}") from None
+        if encoder is None:
+            encoder = corpus.encoder()
+        if corpus.manifest.tokenizer.sha256 != encoder.sha256:
+            raise EvaluationError(
+                f"{where}: made with another tokenizer than the model's; prepare it with --tokenizer FILE of that"
+            )
+        if corpus.manifest.vocabulary > vocabulary:
+            raise EvaluationError(
+                f"{where}: tokenised with {corpus.manifest.vocabulary} entries, the model has {vocabulary}; "
+                "prepare it with the tokenizer that the model was trained with"
+            )
+        found.append(Opened(where, source, corpus))
+    return found, encoder
+
+
+def open_text(opened: Opened, length: int, most: int | None) -> Text:
     """`most`: tokens looked at. Raises DataError for an empty split or a damaged shard."""
-    documents = corpus.valid if split == "valid" else corpus.train
-    part = corpus.manifest.split(split)
+    part = opened.corpus.manifest.split(opened.source.split)
     total = part.tokens if most is None else min(part.tokens, most + 1)
     if total < 2:
         raise EvaluationError(
-            f"{where}: its split {split} has {part.tokens} tokens; prepare it with --valid-fraction above 0, or, where "
-            "nothing of it is trained on, evaluate its split train"
+            f"{opened.where}: its split {opened.source.split} has {part.tokens} tokens; prepare it with "
+            "--valid-fraction above 0, or, where nothing of it is trained on, evaluate its split train"
         )
-    stream = documents.stream(total)
+    stream = opened.documents.stream(total)
     windows = [
         Request(stream[i : i + length + 1], min(length, total - 1 - i)) for i in range(0, total - 1, length)
     ]
-    label = name or os.path.basename(corpus.directory.rstrip("/"))
-    return Text(label, language, tuple(windows), part.bytes / part.tokens)
+    return Text(opened.name, opened.language, tuple(windows), part.bytes / part.tokens)
 
 
 def figures(texts: Sequence[Text], scores: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:

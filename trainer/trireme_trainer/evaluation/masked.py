@@ -4,64 +4,115 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from trireme_api.evaluation import EvaluationSpec
+from trireme_api.masking import SHORTEST, MaskingSpec
 
+from trireme_trainer.data.masking import MaskedBlocks
+from trireme_trainer.data.mixture import HeldOut
+from trireme_trainer.data.order import derive
+from trireme_trainer.data.special import special_tokens
+from trireme_trainer.data.tokenizer import Encoder
 from trireme_trainer.evaluation.errors import EvaluationError
+from trireme_trainer.evaluation.held_out import open_sources
+from trireme_trainer.evaluation.scoring import token_scores
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.parallel.world import World
 
-if TYPE_CHECKING:
-    from trireme_trainer.objectives.masked_lm import MaskedLM, MaskedText
+_HELD_OUT = 4
+"""Purpose of keys, beside those of training."""
+
+
+@dataclass(frozen=True)
+class MaskedSource:
+    name: str
+    language: str | None
+    words: HeldOut
+    """By block: its tokens of text."""
+
+
+def open_masked(
+    spec: EvaluationSpec, rule: MaskingSpec, length: int, vocabulary: int, seed: int, encoder: Encoder | None
+) -> MaskedHeldOut:
+    """The sources that the command line names, in blocks of `length`; the other arguments as of a `Suite`. Raises
+    DataError before anything is computed."""
+    if length < SHORTEST:
+        raise EvaluationError(f"--length {length}: a masked model needs blocks of {SHORTEST} tokens at least")
+    opened, _ = open_sources(spec.sources, "--data", vocabulary, encoder)
+    first = opened[0].corpus
+    special = special_tokens(first.tokenizer(), opened[0].where, first.manifest.tokenizer.end_of_document)
+    blocks = MaskedBlocks(rule, special, first.manifest.vocabulary, length)
+    sources = [MaskedSource(one.name, one.language, HeldOut(one.documents, blocks.words - 1)) for one in opened]
+    for one, source in zip(opened, sources, strict=True):
+        if not len(source.words):
+            raise EvaluationError(
+                f"{one.where}: its split {one.source.split} has {one.documents.tokens} tokens, less than one block of "
+                f"{blocks.words}; give a shorter --length, or prepare it with a larger --valid-fraction"
+            )
+    return MaskedHeldOut(sources, blocks, seed, spec.sequences or 1, spec.tokens)
 
 
 class MaskedHeldOut:
-    """What each source of a mixture holds out, in blocks; of each block the same tokens are hidden every time, in any
-    world. No bits per byte: what stands on both sides of a hidden token is given, so these losses do not add up to
-    the text's."""
+    """Text in blocks; of each block the same tokens are hidden every time, in any world: a function of (seed, place of
+    the source, block). No bits per byte: what stands on both sides of a hidden token is given, so these losses do not
+    add up to the text's."""
 
-    def __init__(self, text: MaskedText, loss: MaskedLM, sequences: int, most: int | None) -> None:
-        """`sequences`: through the model at once. `most`: tokens looked at, of each source."""
-        self._text, self._loss, self._sequences = text, loss, sequences
-        limit = None if most is None else max(1, most // text.sequence_length)
+    def __init__(
+        self, sources: Sequence[MaskedSource], blocks: MaskedBlocks, seed: int, sequences: int, most: int | None
+    ) -> None:
+        """`sequences`: through the model at once. `most`: tokens looked at, of each source. Sources without a whole
+        block are left out."""
+        self._blocks, self._sequences = blocks, sequences
+        self._key = derive(seed, _HELD_OUT)
+        limit = None if most is None else max(1, most // blocks.sequence_length)
         self._sources = [
-            (number, part, size if limit is None else min(size, limit))
-            for number, part in enumerate(text.mixture.parts)
-            if (size := len(text.mixture.valid_blocks(number)))
+            (number, source, len(source.words) if limit is None else min(len(source.words), limit))
+            for number, source in enumerate(sources)
+            if len(source.words)
         ]
-        if not self._sources:
-            raise EvaluationError(
-                "evaluation.heldOut: none of data.sources holds out a block of data.sequenceLength; prepare them with "
-                "a larger --valid-fraction, or remove evaluation"
-            )
 
-    def run(self, model: LanguageModel, world: World, alive: Callable[[], None]) -> list[dict[str, Any]]:
+    @property
+    def empty(self) -> bool:
+        return not self._sources
+
+    def run(
+        self, model: LanguageModel, world: World, progress: Callable[[str, int, int], None] = lambda *_: None
+    ) -> list[dict[str, Any]]:
         """A row for each source, then one for each language. Collective."""
         rows, languages = [], dict[str, list[tuple[float, float]]]()
-        for number, part, size in self._sources:
-            found = self._measure(model, number, size, world, alive)
-            name = part.path.rstrip("/").rpartition("/")[2]
-            rows.append({"source": name, "language": part.language, **_row([found])})
-            if part.language is not None:
-                languages.setdefault(part.language, []).append(found)
+        for number, source, size in self._sources:
+            told = lambda done, total, name=source.name: progress(name, done, total)  # noqa: E731
+            found = self._measure(model, number, source, size, world, told)
+            rows.append({"source": source.name, "language": source.language, **_row([found])})
+            if source.language is not None:
+                languages.setdefault(source.language, []).append(found)
         return rows + [{"source": None, "language": name, **_row(found)} for name, found in sorted(languages.items())]
 
     def _measure(
-        self, model: LanguageModel, source: int, size: int, world: World, alive: Callable[[], None]
-    ) -> tuple[float, float]:
+        self, model: LanguageModel, number: int, source: MaskedSource, size: int, world: World,
+        told: Callable[[int, int], None],
+    ) -> tuple[float, float]:  # fmt: skip
         """(hidden tokens, nats). Every rank makes as many passes: sharded weights are gathered by all or by none."""
-        share, one = self._sequences, torch.ones((), device=world.device)
+        share = self._sequences
+        turns = range(0, size, share * world.size)
         counted = torch.zeros(2, dtype=torch.float64)
         was, _ = model.training, model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for first in range(0, size, share * world.size):
-                alive()
+            for turn, first in enumerate(turns, start=1):
                 places = range(first + world.rank * share, first + (world.rank + 1) * share)
-                batch = self._text.batch([self._text.held_out(source, i) if i < size else None for i in places])
-                loss = self._loss(model, batch.on(world.device), one)
-                counted += torch.tensor([float((batch.targets >= 0).sum()), float(loss)], dtype=torch.float64)
+                samples = [
+                    self._blocks.sample(source.words[i], derive(self._key, number, i)) if i < size else None
+                    for i in places
+                ]
+                batch = self._blocks.batch(samples).on(world.device)
+                targets = batch.targets.flatten()[batch.places]
+                likelihood = token_scores(model, batch.tokens, batch.places, targets)[:, 0]
+                counted += torch.stack([(targets >= 0).sum().double(), -likelihood.double().sum()]).cpu()
+                told(turn, len(turns))
         model.train(was)
         for module in model.modules():
             if isinstance(module, FSDPModule):

@@ -84,16 +84,16 @@ def _batch(model: LanguageModel, requests: list[Request], device: torch.device) 
         places.append(row * longest + np.arange(length - request.scored, length))
         targets.append(request.tokens[-request.scored :])
     places_N, targets_N = (torch.from_numpy(np.concatenate(x)).to(device) for x in (places, targets))
-    each_N2 = _token_scores(model, torch.from_numpy(tokens).to(device), places_N, targets_N).to(torch.float64)
+    each_N2 = token_scores(model, torch.from_numpy(tokens).to(device), places_N, targets_N).to(torch.float64)
     rows_N = torch.from_numpy(np.concatenate(rows)).to(device)
     sums = torch.zeros(len(requests), 2, dtype=torch.float64, device=device).index_add_(0, rows_N, each_N2)
     counts = torch.bincount(rows_N, minlength=len(requests))
     return torch.stack([sums[:, 0], (sums[:, 1] == counts).to(torch.float64)], dim=1)
 
 
-def _token_scores(model: LanguageModel, tokens_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
-    """[N, 2], fp32: log-likelihood of each target, and 1 where it is the most likely token. Only `places_N`, counted
-    row by row over B·T, have logits, and no more than one chunk of them is alive."""
+def token_scores(model: LanguageModel, tokens_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
+    """[N, 2], fp32: log-likelihood of each target (of −100: 0), and 1 where it is the most likely token. Only
+    `places_N`, counted row by row over B·T, have logits, and no more than one chunk of them is alive."""
     chunk = max(1, CHUNK_BYTES // (4 * model.config.vocabulary_size))
 
     def head(hidden_BTD: Tensor, project: Project) -> Tensor:

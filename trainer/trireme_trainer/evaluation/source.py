@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from trireme_api.families import ModelConfig
+from trireme_api.masking import MaskingSpec
 
+from trireme_trainer.checkpoint import CheckpointStore
 from trireme_trainer.data.tokenizer import Encoder, open_encoder
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.exchange import read_checkpoint
+from trireme_trainer.exchange import read_checkpoint, read_meta
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.families.convert import directory
 
@@ -22,29 +24,40 @@ class Source:
     step: int | None
     """Of a checkpoint."""
     encoder: Encoder | None
+    masking: MaskingSpec
+    """Of a masked model: what it was trained with, or the defaults where that is not known."""
 
 
 def load(
-    where: str, step: int | None, tokenizer: Path | None, dtype: torch.dtype, device: torch.device
+    where: str, step: int | None, tokenizer: Path | None, dtype: torch.dtype, device: torch.device, tasks: bool = False
 ) -> Source:
-    """Raises CheckpointError, ConversionError, DataError, OSError. A checkpoint takes no fence: its job may be
-    running."""
+    """`tasks`: it is to answer some. Raises CheckpointError, ConversionError, DataError, OSError. A checkpoint takes no
+    fence: its job may be running."""
+
+    def check(config: ModelConfig) -> None:
+        if tasks and not config.causal:
+            raise EvaluationError(
+                f"{where}: {config.family} sees both sides of a token, so a continuation has no likelihood of its own; "
+                "leave out --task and give --data, for the perplexity of hidden tokens"
+            )
+
     path = Path(where)
-    loaded_step = None
+    loaded_step, masking = None, MaskingSpec()
     if (path / "config.json").is_file():
         if step is not None:
             raise EvaluationError(f"{where}: --step is of checkpoints, this is a Transformers directory; leave it out")
         # Rows that only pad the table would take a share of the probability.
         config, weights = directory.load(path, pad_vocabulary_to=1)
+        check(config)
         if tokenizer is None and (path / "tokenizer.json").is_file():
             tokenizer = path / "tokenizer.json"
     else:
-        config, loaded_step, weights = read_checkpoint(where, step)
-    if not config.causal:
-        raise EvaluationError(f"{where}: {config.family} sees both sides of a token; only causal models are evaluated")
+        config, loaded_step, weights = read_checkpoint(where, step, check)
+        _, meta = read_meta(CheckpointStore(where), loaded_step)
+        masking = MaskingSpec.model_validate((meta.get("data") or {}).get("masking") or {})
     with torch.device("meta"):
         model = build(config)
     weights = {name: weight.to(device=device, dtype=dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)
     encoder = open_encoder(tokenizer.read_bytes(), str(tokenizer)) if tokenizer else None
-    return Source(model, config, loaded_step, encoder)
+    return Source(model, config, loaded_step, encoder, masking)

@@ -7,18 +7,14 @@ from typing import Any
 
 from trireme_api.evaluation import EvaluationSpec
 
-from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.remote import local_copy
-from trireme_trainer.data.shards import Corpus
 from trireme_trainer.data.tokenizer import Encoder
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.evaluation.held_out import Text, figures, open_text
+from trireme_trainer.evaluation.held_out import figures, open_sources, open_text
 from trireme_trainer.evaluation.prompts import Answers, Round, check_shots, encode, judge, row
 from trireme_trainer.evaluation.scoring import Request, score
 from trireme_trainer.evaluation.tasks import read_task
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.parallel.world import World
-from trireme_trainer.storage import StorageError
 
 Progress = Callable[[str, int, int], None]
 """(what is being evaluated, batches done, batches in all)"""
@@ -38,22 +34,8 @@ class Suite:
         self._spec = spec
         self._length = length
         self._seed = seed
-        self._texts: list[Text] = []
-        for i, source in enumerate(spec.sources):
-            field = f"{data.format(i)}: {source.path}"
-            try:
-                corpus = Corpus(local_copy(source.path))
-            except (DataError, StorageError) as error:
-                raise EvaluationError(f"{data.format(i)}: {error}") from None
-            encoder = _same(encoder, corpus, field)
-            if corpus.manifest.vocabulary > vocabulary:
-                raise EvaluationError(
-                    f"{field}: tokenised with {corpus.manifest.vocabulary} entries, the model has {vocabulary}; "
-                    "prepare it with the tokenizer that the model was trained with"
-                )
-            language = source.language or corpus.manifest.language
-            text = open_text(corpus, field, source.split, length, spec.tokens, source.name, language)
-            self._texts.append(text)
+        opened, encoder = open_sources(spec.sources, data, vocabulary, encoder)
+        self._texts = [open_text(one, length, spec.tokens) for one in opened]
         if not spec.tasks:
             self._rounds: list[list[tuple[Round, list[Request], int]]] = []
             return
@@ -91,13 +73,3 @@ class Suite:
                 answers.append(judge(one, requests, scores(what, requests), cut))
             rows.append(row(answers))
         return {"heldOut": heldout, "tasks": rows}
-
-
-def _same(encoder: Encoder | None, corpus: Corpus, field: str) -> Encoder:
-    if encoder is None:
-        return corpus.encoder()
-    if corpus.manifest.tokenizer.sha256 != encoder.sha256:
-        raise EvaluationError(
-            f"{field}: made with another tokenizer than the model's; prepare it with --tokenizer FILE of that"
-        )
-    return encoder

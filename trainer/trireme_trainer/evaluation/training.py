@@ -45,8 +45,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The figures for a person."""
     for text in found["heldOut"]:
         name = text["source"] or f"all of language {text['language']}"
+        # Of a masked model there are none.
         bits = f"{text['bitsPerByte']:.4f} bits per byte, " if "bitsPerByte" in text else ""
-        yield f"{name}: perplexity {_number(text['perplexity'])}, {bits}{text['tokens']:,} tokens"
+        tokens = "tokens" if bits else "hidden tokens"
+        yield f"{name}: perplexity {_number(text['perplexity'])}, {bits}{text['tokens']:,} {tokens}"
     for task in found["tasks"]:
         about = f"{task['task']}, {task['shots']} shots, {task['examples']:,} examples"
         if "exact" in task:

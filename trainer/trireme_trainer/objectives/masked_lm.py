@@ -4,50 +4,30 @@ certain, from what stands on both sides of them."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from trireme_api.families import ModelConfig
 from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches, Share
+from trireme_trainer.data.masking import MaskedBatch, MaskedBlocks, Sample
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
-from trireme_trainer.evaluation.masked import MaskedHeldOut
+from trireme_trainer.evaluation.errors import EvaluationError
+from trireme_trainer.evaluation.masked import MaskedHeldOut, MaskedSource
 from trireme_trainer.evaluation.training import due, lines
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
 from trireme_trainer.objectives.cross_entropy import IGNORED, ChunkedCrossEntropy
-from trireme_trainer.objectives.masking import MaskingRule
 from trireme_trainer.parallel.world import World
 
 log = logging.getLogger(__name__)
-_MASKS, _HELD_OUT = 3, 4
-"""Purposes of keys, beside those of the mixture's documents and blocks."""
-Sample = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Tokens [T] of a block, those [T] the model gets, and the places to predict."""
-
-
-@dataclass(frozen=True)
-class MaskedBatch(Batch):
-    """`targets`: what was there at the places to predict, −100 elsewhere."""
-
-    places: Tensor
-    """[B·K], int64: those places, counted row by row over B·T, each row filled up to K with its first, which has no
-    target. Equal shapes in every micro-batch, and no device is asked where its targets are."""
-
-    def on(self, device: torch.device) -> Self:
-        return replace(super().on(device), places=self.places.to(device, non_blocking=True))
-
-    def pinned(self) -> Self:
-        return replace(super().pinned(), places=self.places.pin_memory())
+_MASKS = 3
+"""Purpose of keys, beside those of the mixture's documents and blocks and of held-out text."""
 
 
 class MaskedText:
@@ -62,35 +42,23 @@ class MaskedText:
         self.mixture: Mixture = Mixture.from_recipe(recipe.model_copy(update={"data": data}))
         self.vocabulary_size = self.mixture.vocabulary_size
         special = self.mixture.special_tokens()
-        self.begin = special.begin
-        self._rule = MaskingRule(self._spec, special, self.vocabulary_size)
+        self.blocks = MaskedBlocks(self._spec, special, self.vocabulary_size, self.sequence_length)
         self._key = derive(recipe.seed, _MASKS)
-        self._held_out_key = derive(recipe.seed, _HELD_OUT)
-        self._most = recipe.masks.places(recipe.data.sequence_length)
-        self._valid = [self.mixture.valid_blocks(i) for i in range(len(self.mixture.parts))]
 
     def sample(self, global_index: int) -> Sample:
         """Raises DataError for a damaged shard."""
-        tokens = np.concatenate([[self.begin], self.mixture.sample(global_index)])
-        return tokens, *self._rule.apply(tokens, derive(self._key, *self.mixture.locate(global_index)))
+        key = derive(self._key, *self.mixture.locate(global_index))
+        return self.blocks.sample(self.mixture.sample(global_index), key)
 
-    def held_out(self, source: int, block: int) -> Sample:
-        """Of what a source holds out; the same each time. Raises DataError for a damaged shard."""
-        tokens = np.concatenate([[self.begin], self._valid[source][block]])
-        return tokens, *self._rule.apply(tokens, derive(self._held_out_key, source, block))
-
-    def batch(self, samples: Sequence[Sample | None]) -> MaskedBatch:
-        """None is padding: none of its targets count."""
-        rows, length = len(samples), self.sequence_length
-        tokens = np.full((rows, length), self.begin, dtype=np.int64)
-        targets = np.full((rows, length), IGNORED, dtype=np.int64)
-        places = np.repeat(np.arange(rows)[:, None] * length, self._most, axis=1)
-        for row, sample in enumerate(samples):
-            if sample is not None:
-                block, tokens[row], chosen = sample
-                targets[row, chosen] = block[chosen]
-                places[row, : len(chosen)] += chosen
-        return MaskedBatch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(places.flatten()))
+    @property
+    def held_out(self) -> list[MaskedSource]:
+        """What each source holds out."""
+        parts = self.mixture.parts
+        names = [part.path.rstrip("/").rpartition("/")[2] for part in parts]
+        return [
+            MaskedSource(name, part.language, self.mixture.valid_blocks(i))
+            for i, (name, part) in enumerate(zip(names, parts, strict=True))
+        ]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,7 +83,7 @@ class MaskedBatches(Batches):
         self._text = text
 
     def make(self, indices: list[int | None]) -> MaskedBatch:
-        return self._text.batch([None if index is None else self._text.sample(index) for index in indices])
+        return self._text.blocks.batch([None if index is None else self._text.sample(index) for index in indices])
 
 
 class MaskedLM(ChunkedCrossEntropy):
@@ -139,7 +107,14 @@ class MaskedTokens(Objective):
         self._held_out: MaskedHeldOut | None = None
         if (spec := recipe.evaluation) is not None:
             sequences = spec.sequences or recipe.batch.micro
-            self._held_out = MaskedHeldOut(self.samples, self._loss, sequences, spec.tokens)
+            self._held_out = MaskedHeldOut(
+                self.samples.held_out, self.samples.blocks, recipe.seed, sequences, spec.tokens
+            )
+            if self._held_out.empty:
+                raise EvaluationError(
+                    "evaluation.heldOut: none of data.sources holds out a block of data.sequenceLength; prepare them "
+                    "with a larger --valid-fraction, or remove evaluation"
+                )
 
     def batches(self, rank: int, world: int, pin_memory: bool) -> Batches:
         return MaskedBatches(self.samples, self._recipe, rank, world, pin_memory)
@@ -169,7 +144,7 @@ class MaskedTokens(Objective):
         """Perplexity of hidden tokens of held-out text, dealt to all ranks."""
         if self._held_out is None:
             return {}
-        found = {"heldOut": self._held_out.run(model, self._world, alive), "tasks": []}
+        found = {"heldOut": self._held_out.run(model, self._world, lambda *_: alive()), "tasks": []}
         for line in lines(found):
             log.info("evaluation: %s", line)
         return found
