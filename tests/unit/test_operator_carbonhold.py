@@ -87,6 +87,33 @@ def test_without_a_live_figure_the_tables_is_gone_by() -> None:
     assert "Germany 2023" in found.status.explanation
 
 
+def test_until_a_provider_has_answered_nobody_starts_or_pauses_on_a_yearly_average() -> None:
+    """Germany's table says 381: an operator that has just started must neither start the one nor pause the other."""
+    found = scene(10, startBelow=500)
+    found.grid = Grid(provider="Electricity Maps")
+    found.settle()
+    assert (found.status.phase, found.status.reason) == (Phase.PENDING, "GridAsked")
+    assert found.status.explanation == "Electricity Maps is asked for the grid's carbon intensity"
+    found.grid = Grid(troubles={"DE": "Electricity Maps: HTTP 503"}, provider="Electricity Maps")
+    found.settle()
+    assert found.status.phase == Phase.STARTING, "it has failed to answer: the table's figure counts"
+
+    running = scene(100, pauseAbove=200, minimumRunSeconds=0).run()
+    running.grid = Grid(provider="Electricity Maps")
+    running.settle()
+    assert running.status.phase == Phase.RUNNING
+    shine(running, 250)
+    running.settle()
+    stop_all(running)
+    assert running.status.phase == Phase.SUSPENDED
+    running.grid = Grid(provider="Electricity Maps")
+    running.settle()
+    assert (running.status.phase, running.status.carbon_hold.reason) == (Phase.SUSPENDED, "DirtyGrid")
+    shine(running, 90)
+    running.settle()
+    assert running.status.phase == Phase.STARTING
+
+
 def test_it_pauses_in_dirty_hours_and_goes_on_exactly_there() -> None:
     found = scene(100, pauseAbove=200, minimumRunSeconds=600).run()
     shine(found, 250)

@@ -31,6 +31,16 @@ def to_start(draft: Draft) -> Hold | None:
     return _spent(draft) or _dirty(draft, _start_limit(draft), "starts" if _never_ran(draft) else "goes on")
 
 
+def asks(draft: Draft) -> str:
+    """Not empty while the provider has yet to tell whether a job without pods may start or go on: no job starts on a
+    yearly average in the seconds that this takes."""
+    deadline = seconds(draft.spec.carbon_policy.deadline)
+    if not draft.grid.asking or _start_limit(draft) is None or deadline is None or draft.now >= deadline:
+        return ""
+    draft.wake_at(deadline)
+    return f"{draft.grid.asking} is asked for the grid's carbon intensity"
+
+
 def to_stop(draft: Draft) -> Hold | None:
     """Why a gang that holds its nodes must save and give them back."""
     spent = _spent(draft)

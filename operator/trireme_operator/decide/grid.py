@@ -38,6 +38,8 @@ class Grid:
     troubles: Mapping[str, str] = field(default_factory=dict)
     """Why a provider that is set up has no answer; under `*` what concerns all zones."""
     max_age_seconds: float = 3600.0
+    provider: str = ""
+    """Name of the one that is set up."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Known:
     signal: carbon.Intensity | None = None
     trouble: str = ""
     """A live figure was to be had and is not: what is used instead is in the two above."""
+    asking: str = ""
+    """The provider that has yet to answer, or fail to, for the first time; until then no schedule goes by the table."""
 
 
 def known(policy: CarbonPolicy, grid: Grid, now: float) -> Known:
@@ -62,7 +66,8 @@ def known(policy: CarbonPolicy, grid: Grid, now: float) -> Known:
         trouble = trouble or f"the newest figure of {live.source} is of {stamp(live.at)}"
         live = None
     if live is None:
-        return Known(static, static, trouble)
+        asking = grid.provider if code and not trouble else ""
+        return Known(static, None if asking else static, trouble, asking)
     current = carbon.Intensity(live.grams_per_kilowatt_hour, f"{live.source} at {stamp(live.at)}", code)
     fixed = policy.grams_per_kilowatt_hour is not None or code in grid.own
     # A trouble with a figure still fresh enough is none yet.

@@ -43,6 +43,11 @@ def wait(draft: Draft) -> None:
         stop_waiting(draft)
         _held(draft, hold)
         return
+    if asks := carbonhold.asks(draft):
+        stop_waiting(draft)
+        if status.phase != Phase.SUSPENDED:
+            _keep_waiting(draft, "GridAsked", asks)
+        return
     carbonhold.lift(draft)
     since = seconds(status.suspended_at)
     if since is not None:

@@ -23,7 +23,7 @@ from trireme_operator.observe.providers import CarbonAwareSdk, ElectricityMaps, 
 log = logging.getLogger(__name__)
 ProviderName = Literal["electricity-maps", "watttime", "carbon-aware-sdk"]
 EVERYWHERE = "*"
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 2.0
 _SECRETS = ("token", "username", "password")
 
 
@@ -136,8 +136,9 @@ class GridWatch:
             if zone.grams_per_kilowatt_hour is not None
         }
         self.grid = Grid(
-            own, settings.default_zone, {}, {EVERYWHERE: trouble} if trouble else {}, settings.max_age_seconds
-        )
+            own, settings.default_zone, {}, {EVERYWHERE: trouble} if trouble else {}, settings.max_age_seconds,
+            self._provider.name if self._provider is not None else "",
+        )  # fmt: skip
 
     async def refresh(self, session: aiohttp.ClientSession, zones: Iterable[str]) -> set[str]:
         """Asks for the zones that jobs are in; returns the codes whose figure or trouble has changed."""
@@ -163,6 +164,9 @@ class GridWatch:
             live = Live(grams, at, provider.average, f"{provider.name}, {name or code}")
         except ProviderError as error:
             trouble = f"{provider.name}: {error}"
+        except Exception as error:  # or jobs would wait for an answer that never comes
+            log.exception("carbon intensity of %s", code)
+            trouble = f"{provider.name}: {type(error).__name__}"
         if provider is not self._provider:
             return  # the settings changed meanwhile
         self._say(code, trouble)
