@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from operator_cases import FITS, NOW, Scene, failure, heard, pod
 from trireme_api.job import TrainingJobStatus
 from trireme_api.ledger import LEDGER_STATES, GoodputStatus
-from trireme_api.protocol import SPENT_STATES, AgentState, CheckpointRef, EnergyReading, RankReport, Spent
+from trireme_api.protocol import SPENT_STATES, AgentState, CheckpointRef, EnergyReading, RankReport, Report, Spent
 from trireme_operator.decide.bookkeeping import up_to
 from trireme_operator.decide.ledger import KEPT_ATTEMPTS, MAX_SKEW_MS, RUNNING, Book, effective, milliseconds, shares
 from trireme_operator.decide.views import job_of
@@ -387,6 +387,43 @@ def test_a_life_with_a_failure() -> None:
     assert scene.notes.count("AttemptEnded") == 2
     scene.now += 1000
     assert scene.decide().status is None, "the books are closed"
+
+
+def test_steps_done_before_a_pod_went_are_lost_though_they_are_told_after_it() -> None:
+    """The pod of rank 1 is gone and the next attempt decided on before rank 0's agent, which tells every few seconds,
+    has said how far they came; its first word of the next attempt follows at once."""
+    scene, store = Scene(**RECIPE).run(), Store()
+
+    def hear(attempt: int, state: AgentState, spent: Spent | None = None, slots: tuple[int, ...] = (0, 1)) -> None:
+        for slot in slots:
+            uid = f"pod-{slot}-{scene.status.slots[slot].incarnation}"
+            store.hear(uid, Report(uid, attempt, state, spent=spent, ranks=[RankReport(0)]), scene.now)
+            scene.heard[uid] = store.heard[uid]
+
+    training = {"init": 9.0, "compile": 3.0, "step": 45.0}
+    scene.now += 60
+    hear(1, AgentState.RUNNING, Spent(training, "step", 0, 46, 36, 35.0))
+    scene.settle()
+    scene.now += 4
+    scene.change_pod("pod-1-1", phase="Failed")
+    scene.settle()
+    assert (scene.status.phase, scene.status.attempt) == ("Recovering", 2)
+    hear(1, AgentState.EXITED, Spent(training | {"step": 48.0}, "step", 0, 49, 36, 35.0), (0,))
+    hear(2, AgentState.WAITING, None, (0,))
+    scene.settle()
+    scene.pods.pop("pod-1-1")
+    scene.settle()
+    scene.create_all()
+    scene.now += 10
+    hear(2, AgentState.RUNNING, Spent({"init": 0.2}, "init"))
+    scene.settle()
+    scene.now += 30
+    hear(2, AgentState.RUNNING, Spent({"init": 8.0, "compile": 2.0, "step": 20.0}, "step", 36, 57))
+    scene.settle()
+    goodput = scene.status.goodput
+    assert goodput is not None
+    assert goodput.lost_steps == 13
+    assert total(scene.status) == pytest.approx(wall(scene.status), abs=1e-6)
 
 
 def test_a_users_own_script_is_step_while_it_runs() -> None:

@@ -32,13 +32,18 @@ def keep(draft: Draft) -> None:
     book = Book.of(before.goodput, draft.now)
     row = book.row(attempt_of(before))
     spent = told(before, draft.found) if row.unexplained_as else None
-    if state == book.state and row.attempt == number and not (spent is not None and row.news(spent)):
+    ended = book.ended()
+    late = ended is not None and ended.step is not None and _steps(ended.attempt, draft.found) > ended.step
+    if state == book.state and row.attempt == number and not late and not (spent is not None and row.news(spent)):
         return
+    if ended is not None and late:
+        ended.reach(_steps(ended.attempt, draft.found))
     book.advance(milliseconds(None, draft.now))
     if spent is not None:
         book.explain(spent)
     failed = _failed(status, row.attempt)
     if status.phase in TERMINAL or row.attempt != number:
+        row.reach(_steps(row.attempt, draft.found))
         row.close(failed)
         if status.phase == Phase.FAILED and failed and draft.spec.recipe is not None:
             # Nobody goes on from it: what was not saved is lost.
@@ -96,6 +101,11 @@ def told(status: TrainingJobStatus, found: Sequence[Place]) -> Spent | None:
         if place.heard is not None and place.heard.report.attempt == status.attempt and place.heard.report.spent:
             return place.heard.report.spent
     return None
+
+
+def _steps(attempt: int, found: Sequence[Place]) -> int:
+    """Optimiser steps that any of the pods has told of an attempt; 0 where none has."""
+    return max((place.heard.steps.get(attempt, 0) for place in found if place.heard is not None), default=0)
 
 
 def _begin(row: Row, draft: Draft) -> None:

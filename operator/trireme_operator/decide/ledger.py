@@ -105,6 +105,11 @@ class Row:
             saves = [save for save in self.saves if save[0] < spent.saved_step]
             self.saves = [*saves, (spent.saved_step, booked)][-KEPT_SAVES:]
 
+    def reach(self, step: int) -> None:
+        """Its ranks had done so many steps, as another pod tells, or this one after the end."""
+        if self.step is not None:
+            self.step = min(max(self.step, step), MAX_STEP)
+
     def close(self, failed: bool) -> None:
         """The attempt has ended: what was never told is the step that was never done."""
         if failed and self.told and self.unexplained_as in IN_THE_LOOP:
@@ -154,6 +159,12 @@ class Book:
             while len(self.rows) > KEPT_ATTEMPTS:
                 self.older = merged(self.older, self.rows.pop(0))
         return self.rows[-1]
+
+    def ended(self) -> Row | None:
+        """The newest attempt that trained and ended, until the next tells where it goes on."""
+        if not self.rows or self.rows[-1].from_step is not None:
+            return None
+        return next((row for row in reversed(self.rows[:-1]) if row.step is not None), None)
 
     def advance(self, now: int) -> None:
         """Books the time since the last call under the state that ran."""

@@ -204,10 +204,19 @@ class Store:
             return False  # overtaken on the way; an agent never goes back to an older attempt
         same = known is not None and (known.report.attempt, known.report.state) == (report.attempt, report.state)
         trail = follow(known.trail if known is not None else Trail(), report, now)
-        self.heard[pod_uid] = Heard(report, now, known.since if same and known is not None else now, trail, wait)
+        since = known.since if same and known is not None else now
+        self.heard[pod_uid] = Heard(report, now, since, trail, wait, _steps(known, report))
         return known is None or known.report != report
 
     def _bury(self, uid: str, now: float) -> None:
         self._gone[uid] = now
         if len(self._gone) > 4096:
             self._gone = {one: at for one, at in self._gone.items() if now - at < TOMBSTONE_SECONDS}
+
+
+def _steps(known: Heard | None, report: Report) -> dict[int, int]:
+    before = known.steps if known is not None else {}
+    steps = {attempt: step for attempt, step in before.items() if attempt >= report.attempt - 1}
+    if report.spent is not None and report.spent.step is not None:
+        steps[report.attempt] = report.spent.step
+    return steps
