@@ -17,7 +17,11 @@ LOG_DIR = "/var/log/trireme"
 MEMORY_DIR = "/run/trireme-memory"
 """Shards of the tier in memory; outlives the ranks."""
 TOKEN_DIR = "/var/run/secrets/trireme"
-RESERVED_MOUNTS = (AGENT_DIR, RUN_DIR, MEMORY_DIR, LOG_DIR, TOKEN_DIR, "/mnt/pvc", "/dev", "/tmp", "/proc", "/sys")
+POWERCAP_DIR = "/mnt/powercap"
+"""The node's energy counters, where the installation has them mounted."""
+RESERVED_MOUNTS = (
+    AGENT_DIR, RUN_DIR, MEMORY_DIR, LOG_DIR, TOKEN_DIR, POWERCAP_DIR, "/mnt/pvc", "/dev", "/tmp", "/proc", "/sys",
+)  # fmt: skip
 
 PVC_SCHEME = "pvc://"
 _CLAIM = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")

@@ -81,6 +81,8 @@ class Env:
     CPU_WATTS_PER_CORE = "TRIREME_CPU_WATTS_PER_CORE"
     DRAM_WATTS_PER_GIGABYTE = "TRIREME_DRAM_WATTS_PER_GIGABYTE"
     GPU_WATTS = "TRIREME_GPU_WATTS"
+    POWERCAP = "TRIREME_POWERCAP"
+    """Folder of the RAPL counters, where the container runtime hides those of /sys."""
     METRICS_PORT = "TRIREME_METRICS_PORT"
     """Of the trainer (its first local rank)."""
     PVC_ROOT = "TRIREME_PVC_ROOT"

@@ -266,6 +266,7 @@ class Operator:
             coordinator_ca=certificates.bundle(found),
             pull_policy=options.image_pull_policy,
             json_logs=options.log_format == "json",
+            powercap=options.powercap,
         )
 
     # --- wiring -----------------------------------------------------------------------------------------------------

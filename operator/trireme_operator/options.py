@@ -47,6 +47,7 @@ class Options:
     gang_seconds: float
     shrink_seconds: float
     snooze_seconds: float
+    powercap: str | None
     carbon_settings: Path | None
     carbon_secrets: Path | None
     tracing: str
@@ -92,6 +93,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     option("--gang-seconds", "TRIREME_GANG_SECONDS", "120", "a gang not wholly placed by then queues again")
     option("--shrink-seconds", "TRIREME_SHRINK_SECONDS", "10", "an elastic gang waits so long for a pod to find a node")
     option("--snooze-seconds", "TRIREME_SNOOZE_SECONDS", "60", "from a shrink until the gang may grow; doubles")
+    option("--powercap", "TRIREME_POWERCAP", "", "folder of every node with its RAPL counters, to mount into pods")
     option("--carbon-settings", "TRIREME_CARBON_SETTINGS", "", "file with zones and the provider of carbon intensity")
     option("--carbon-secrets", "TRIREME_CARBON_SECRETS", "", "folder with the provider's token, or username, password")
     option("--tracing", "TRIREME_TRACING", "off", "off, or otlp: OpenTelemetry spans, set up by the OTEL_* variables")
@@ -122,6 +124,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         gang_seconds=_number("--gang-seconds", given.gang_seconds, 1, 86_400),
         shrink_seconds=_number("--shrink-seconds", given.shrink_seconds, 0, 86_400),
         snooze_seconds=_number("--snooze-seconds", given.snooze_seconds, 1, 3600),
+        powercap=_absolute("--powercap", given.powercap),
         carbon_settings=Path(given.carbon_settings) if given.carbon_settings else None,
         carbon_secrets=Path(given.carbon_secrets) if given.carbon_secrets else None,
         tracing=_one_of("--tracing", given.tracing, ("off", "otlp")),
@@ -161,6 +164,12 @@ def _number(flag: str, text: str, low: float, high: float) -> float:
     if not low <= value <= high:
         raise BadOptions(f"{flag}: must be a number from {low:g} to {high:g} (got {text!r})")
     return value
+
+
+def _absolute(flag: str, text: str) -> str | None:
+    if text and (not text.startswith("/") or ".." in text.split("/")):
+        raise BadOptions(f"{flag}: must be an absolute path without .. (got {text!r})")
+    return text or None
 
 
 def _one_of(flag: str, text: str, known: tuple[str, ...]) -> str:

@@ -44,6 +44,19 @@ def test_a_rapl_counter_that_wraps_goes_on(tmp_path: Path) -> None:
     assert rapl.zones("cpu", str(tmp_path / "nothing")) == []
 
 
+def test_zones_are_found_once_in_the_flat_folder_and_in_the_tree(tmp_path: Path) -> None:
+    devices, flat = tmp_path / "devices", tmp_path / "class"
+    package = "intel-rapl/intel-rapl:0"
+    zone(devices, package, "package-0", 1)
+    zone(devices, f"{package}/intel-rapl:0:0", "dram", 1)
+    flat.mkdir()
+    (flat / "intel-rapl").symlink_to(devices / "intel-rapl")
+    (flat / "intel-rapl:0").symlink_to(devices / package)
+    (flat / "intel-rapl:0:0").symlink_to(devices / package / "intel-rapl:0:0")
+    for root in (devices, flat):
+        assert [len(rapl.zones(name, str(root))) for name in ("cpu", "dram")] == [1, 1]
+
+
 def test_a_rapl_counter_that_is_set_back_is_not_one_that_wraps(tmp_path: Path) -> None:
     file = zone(tmp_path, "intel-rapl:0", "package-0", 900_000_000_000)
     (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("999000000000\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -43,6 +44,21 @@ def mounts(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_the_servers_schema_takes_it(version: str) -> None:
     for pod in (made(), recipe_pod(sharedMemory="8Gi", resources={"limits": {"nvidia.com/gpu": 8}})):
         kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_the_nodes_energy_counters_are_mounted_only_where_the_installation_says_so() -> None:
+    job = job_of(manifest("job"))
+    assert job.spec is not None
+    plain = made()
+    assert "TRIREME_POWERCAP" not in env(plain)
+    assert not [volume for volume in plain["spec"]["volumes"] if "hostPath" in volume]
+    images = dataclasses.replace(IMAGES, powercap="/sys/devices/virtual/powercap")
+    pod = pod_manifest(job, job.spec, Slot(index=0, incarnation=1), images)
+    mount = mounts(pod)[env(pod)["TRIREME_POWERCAP"]]
+    assert mount["readOnly"] is True
+    (volume,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == mount["name"]]
+    assert volume["hostPath"] == {"path": "/sys/devices/virtual/powercap", "type": "Directory"}
+    kubernetes_validate.validate(pod, "1.37", strict=True)
 
 
 def test_identity() -> None:

@@ -41,7 +41,7 @@ class Agent:
         self._warm = WarmPool(settings, self._supervisor)
         self._attempt: Optional[Attempt] = None
         self._assignments: Deque[Assignment] = collections.deque()
-        self._energy = Accountant(settings.declared, settings.environment)
+        self._energy = Accountant(settings.declared, settings.environment, rapl_root=settings.powercap)
         self._link = Link(settings, self._deliver, stream.say)
         self._wake_read, self._wake_write = socket.socketpair()
         self._starts = 0

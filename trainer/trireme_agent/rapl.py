@@ -42,7 +42,10 @@ class Counter:
 def zones(component: str, root: str = ROOT, clock: Callable[[], float] = time.monotonic) -> List[Counter]:
     """Counters of all sockets for `cpu` (package zones) or `dram` (their subzones); only those that can be read."""
     found = []
-    for folder in sorted(glob.glob(os.path.join(root, "*-rapl:*"))):
+    # Flat links in /sys/class/powercap, a tree in /sys/devices/virtual/powercap: each zone once.
+    patterns = ("*-rapl:*", "*-rapl/*-rapl:*", "*-rapl/*-rapl:*/*-rapl:*")
+    folders = {os.path.realpath(path) for pattern in patterns for path in glob.glob(os.path.join(root, pattern))}
+    for folder in sorted(folders):
         try:
             with open(os.path.join(folder, "name"), encoding="ascii") as file:
                 name = file.read().strip()

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from trireme_api.protocol import AGENT_METRICS_PORT, Env
 
+from trireme_agent import rapl
 from trireme_agent.energy import Declared
 
 TRAINER_MODULE = "trireme_trainer"
@@ -39,6 +40,8 @@ class Settings:
     log_dir: str
     metrics_port: Optional[int]
     declared: Declared
+    powercap: str
+    """Folder of the RAPL counters."""
     patience: float
     """Seconds without any answer after which a failed pod stops waiting for a decision."""
     report_seconds: float
@@ -83,6 +86,7 @@ def from_environment(arguments: Sequence[str], environ: Mapping[str, str]) -> Se
             _number(environ, Env.CPU_WATTS_PER_CORE, None), _number(environ, Env.DRAM_WATTS_PER_GIGABYTE, None),
             _number(environ, Env.GPU_WATTS, None),
         ),
+        powercap=environ.get(Env.POWERCAP) or rapl.ROOT,
         patience=_number(environ, Env.AGENT_PATIENCE_SECONDS, 600.0) or 0.0,
         report_seconds=_number(environ, Env.AGENT_REPORT_SECONDS, 5.0) or 5.0,
         kill_grace=0.25,

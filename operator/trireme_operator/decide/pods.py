@@ -13,6 +13,7 @@ from trireme_api.layout import (
     AGENT_FILE,
     LOG_DIR,
     MEMORY_DIR,
+    POWERCAP_DIR,
     RUN_DIR,
     TOKEN_DIR,
     claims,
@@ -43,6 +44,8 @@ class Images:
     pull_policy: str | None = None
     json_logs: bool = False
     """Agents and trainers log as the operator does."""
+    powercap: str | None = None
+    """Folder of each node with its energy counters, mounted read-only into pods; None: they see what /sys shows."""
 
 
 def pod_manifest(job: Job, spec: TrainingJobSpec, slot: Slot, images: Images) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def pod_manifest(job: Job, spec: TrainingJobSpec, slot: Slot, images: Images) ->
         "tolerations": _tolerations(template),
         "initContainers": [_agent_container(images)],
         "containers": [_container(job, spec, images)],
-        "volumes": _volumes(spec),
+        "volumes": _volumes(spec, images),
     }
     if template.node_selector:
         pod_spec["nodeSelector"] = dict(template.node_selector)
@@ -157,7 +160,7 @@ def _container(job: Job, spec: TrainingJobSpec, images: Images) -> dict[str, Any
         "env": _environment(job, spec, images),
         "resources": as_plain(template.resources),
         "securityContext": _restricted(),
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": _mounts(spec, images),
         "ports": [
             {"name": "agent-metrics", "containerPort": AGENT_METRICS_PORT},
             {"name": "trainer-metrics", "containerPort": TRAINER_METRICS_PORT},
@@ -191,6 +194,8 @@ def _environment(job: Job, spec: TrainingJobSpec, images: Images) -> list[dict[s
         Env.METRICS_PORT: str(TRAINER_METRICS_PORT),
         Env.AGENT_METRICS_PORT: str(AGENT_METRICS_PORT),
     }
+    if images.powercap:
+        ours[Env.POWERCAP] = POWERCAP_DIR
     if images.json_logs:
         ours[Env.LOG_FORMAT] = "json"
     if spec.carbon_policy.gpu_watts is not None:
@@ -219,7 +224,7 @@ def _json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), sort_keys=True).replace("$", "$$")
 
 
-def _volumes(spec: TrainingJobSpec) -> list[dict[str, Any]]:
+def _volumes(spec: TrainingJobSpec, images: Images) -> list[dict[str, Any]]:
     limit = memory_limit(spec)
     shm: dict[str, Any] = {"medium": "Memory"}
     if spec.template.shared_memory is not None:
@@ -238,12 +243,14 @@ def _volumes(spec: TrainingJobSpec) -> list[dict[str, Any]]:
         {"name": "trireme-shm", "emptyDir": shm},
         {"name": "trireme-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
     ]
+    if images.powercap:
+        volumes.append({"name": "trireme-powercap", "hostPath": {"path": images.powercap, "type": "Directory"}})
     for i, claim in enumerate(claims(spec)):
         volumes.append({"name": f"trireme-claim-{i}", "persistentVolumeClaim": {"claimName": claim}})
     return volumes
 
 
-def _mounts(spec: TrainingJobSpec) -> list[dict[str, Any]]:
+def _mounts(spec: TrainingJobSpec, images: Images) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [as_plain(mount) for mount in spec.template.volume_mounts]
     mounts += [
         {"name": "trireme-agent", "mountPath": AGENT_DIR, "readOnly": True},
@@ -254,6 +261,8 @@ def _mounts(spec: TrainingJobSpec) -> list[dict[str, Any]]:
         {"name": "trireme-shm", "mountPath": "/dev/shm"},
         {"name": "trireme-token", "mountPath": TOKEN_DIR, "readOnly": True},
     ]
+    if images.powercap:
+        mounts.append({"name": "trireme-powercap", "mountPath": POWERCAP_DIR, "readOnly": True})
     for i, (claim, written) in enumerate(claims(spec).items()):
         mounts.append({"name": f"trireme-claim-{i}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": not written})
     return mounts
