@@ -76,6 +76,11 @@ chaos: venv ## break a job on the local cluster in every way, N=5 times each; ta
 chaos-local: venv ## the same with local processes instead of containers: faster, some faults fewer
 	@$(PY) tests/chaos/run.py local --n $(N) $(ARGS)
 
+.PHONY: accounts
+MINUTES ?= 20
+accounts: venv ## a job with two failures on the local cluster: do its figures agree, everywhere and with a witness?
+	@$(PY) tests/accounts/run.py --minutes $(MINUTES) $(ARGS)
+
 .PHONY: report-check
 report-check: venv ## the logbook page of a real run in Chromium: desk, phone, dark, paper; screenshots in docs/images
 	@$(PY) tests/browser/report_check.py $(ARGS)
