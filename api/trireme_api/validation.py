@@ -79,7 +79,7 @@ def check_spec(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
     yield from _paths(spec)
     yield from _resources(spec)
     yield from _sizes(spec)
-    yield from _expert_ranks(spec)
+    yield from _groups(spec)
     for i, mount in enumerate(spec.template.volume_mounts):
         if any(mount.mount_path == at or mount.mount_path.startswith(at + "/") for at in RESERVED_MOUNTS):
             yield InvalidSpec(
@@ -113,36 +113,39 @@ def _sizes(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
     except ValueError:
         return  # told with the resources
     sequences, replicas = spec.recipe.sequences_per_step, spec.replicas
+    # Ranks of a tensor group read the same sequences.
+    most = sequences * spec.recipe.parallelism.tensor
     sizes = [("max", replicas.max or 0), *(("allowed", nodes) for nodes in replicas.allowed)]
     for field, nodes in sizes:
-        if nodes * ranks > sequences:
+        if nodes * ranks > most:
             yield InvalidSpec(
                 f"spec.replicas.{field}",
                 f"{nodes} nodes are {nodes * ranks} ranks, but a batch of {spec.recipe.batch.tokens} tokens has only"
-                f" {sequences} sequences of {spec.recipe.data.sequence_length}; use at most {sequences // ranks} nodes"
+                f" {sequences} sequences of {spec.recipe.data.sequence_length}; use at most {most // ranks} nodes"
                 " or raise recipe.batch.tokens",
             )
             return
 
 
-def _expert_ranks(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
-    """At every size that the gang may have the ranks must be whole groups of `parallelism.expert`."""
+def _groups(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:
+    """At every size that the gang may have the ranks must be whole groups of `parallelism.expert` and `tensor`."""
     if spec.recipe is None:
         return
     try:
         ranks = procs_per_node(spec)
     except ValueError:
         return  # told with the resources
-    expert, replicas = spec.recipe.parallelism.expert, spec.replicas
+    replicas = spec.replicas
     sizes = replicas.allowed or range(replicas.least, replicas.desired + 1)
-    wrong = [nodes for nodes in sizes if nodes * ranks % expert]
-    if wrong:
-        step = expert // math.gcd(expert, ranks)
-        yield InvalidSpec(
-            "spec.recipe.parallelism.expert",
-            f"{expert} does not divide {wrong[0] * ranks} ranks, the gang of {wrong[0]} nodes that spec.replicas has; "
-            f"set spec.replicas.allowed to multiples of {step}",
-        )
+    for field, group in spec.recipe.parallelism.groups.items():
+        wrong = [nodes for nodes in sizes if nodes * ranks % group]
+        if wrong:
+            step = group // math.gcd(group, ranks)
+            yield InvalidSpec(
+                f"spec.recipe.parallelism.{field}",
+                f"{group} does not divide {wrong[0] * ranks} ranks, the gang of {wrong[0]} nodes that spec.replicas "
+                f"has; set spec.replicas.allowed to multiples of {step}",
+            )
 
 
 def _paths(spec: TrainingJobSpec) -> Iterator[InvalidSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -97,9 +98,18 @@ def _total_norm(gradients: list[Tensor], meshes: list[DeviceMesh | None]) -> Ten
     if len(meshes) == 1:
         norm = torch.nn.utils.get_total_norm(gradients)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # Whatever their mesh, all are cut over the same ranks: one dimension of the mesh with the fewest.
-    shards = min((mesh for mesh in meshes if mesh is not None), key=lambda mesh: mesh.ndim)["shard"]
-    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    square = torch.nn.utils.get_total_norm(parts).square()
-    dist.all_reduce(square, group=shards.get_group())
+    # Whatever their mesh, together the ranks of one model have every gradient; some of them several times.
+    meshed = [mesh for mesh in meshes if mesh is not None]
+    model = min(meshed, key=lambda mesh: (mesh.ndim, -mesh.size()))["shard"]
+    square = torch.zeros((), dtype=torch.float32, device=gradients[0].device)
+    for mesh in meshed:
+        parts = [g.to_local() for g in gradients if isinstance(g, DTensor) and g.device_mesh == mesh]
+        square += torch.nn.utils.get_total_norm(parts).square() * (_cut(mesh) / model.size())
+    dist.all_reduce(square, group=model.get_group())
     return square.sqrt()
+
+
+def _cut(mesh: DeviceMesh) -> int:
+    """Ranks that a parameter on `mesh` lies on once."""
+    sizes = zip(mesh.mesh_dim_names or (), mesh.shape, strict=True)
+    return math.prod(size for name, size in sizes if name != "replicate")

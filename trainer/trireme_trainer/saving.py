@@ -205,7 +205,7 @@ class Saver:
         assert self._auto is not None
         before = self._auto.steps
         running = perf_counter() - self._began
-        due = self._auto.due(step, running, self._measured, lambda v: (self._world.sum(v) / self._world.size).tolist())
+        due = self._auto.due(step, running, self._measured, lambda v: self._world.mean(v).tolist())
         if self._auto.steps is not None and self._auto.steps != before:
             told = self._auto.figures()
             reporter.event("checkpoint-interval", **told)

@@ -37,7 +37,7 @@ from trireme_trainer.optim import Optimizer
 from trireme_trainer.outcome import BadData, NonFinite, Stopped
 from trireme_trainer.pace import Pace
 from trireme_trainer.parallel.collectives import CollectiveLog
-from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, groups
+from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, build_tensor_mesh, groups
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
@@ -76,12 +76,13 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         reporter.data(objective.told())
         mesh = build_mesh(recipe.parallelism, world)
         expert_mesh = build_expert_mesh(recipe.parallelism, world)
+        tensor_mesh = build_tensor_mesh(recipe.parallelism, world)
 
         def make(config: ModelConfig, compiled: bool = True) -> tuple[LanguageModel, Optimizer]:
             with torch.device("meta"):
                 model = build(config)
             how = recipe if compiled else recipe.model_copy(update={"compile": False})
-            shard_model(model, how, mesh, world.device, settings.compile_backend, expert_mesh)
+            shard_model(model, how, mesh, world.device, settings.compile_backend, expert_mesh, tensor_mesh)
             return model, Optimizer(model, recipe.optimizer)
 
         grows = course is not None and course.grows
@@ -103,7 +104,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
         collectives = CollectiveLog(model, replicated=mesh.ndim > 1) if logged else None
         end = course.session.end_step if course else recipe.total_steps
         on_gpu = world.device.type == "cuda"
-        batches = closing.enter_context(objective.batches(world.rank, world.size, on_gpu))
+        batches = closing.enter_context(objective.batches(world.data_rank, world.data_size, on_gpu))
         first = course.session.first_step if course else 0
         stepper = Stepper(recipe, world, model, optimizer, batches, stop, objective, stability, pulse.ledger, first)
         pulse.beat("compile" if recipe.compile else "step", step=done)
@@ -135,7 +136,7 @@ def train(settings: Settings, pulse: Pulse) -> ExitCode:
                 log.info("first step %.2f s after the start (%s)", sum(spent.values()), parts)
                 if collectives:
                     check_order(collectives, done, reporter)
-                world.limit_waiting(settings.step_timeout, groups(mesh, expert_mesh))
+                world.limit_waiting(settings.step_timeout, groups(mesh, expert_mesh, tensor_mesh))
             if not last:
                 saver.after_step(done, reporter)
             saver.poll(reporter)
@@ -217,7 +218,7 @@ class Stepper:
         loss = torch.zeros((), dtype=torch.float32, device=device)
         turn = self._accumulation.turns(len(micro_batches) * self._objective.passes)
         for number, batch in enumerate(micro_batches):
-            torch.manual_seed(derive(self._recipe.seed, index, world.rank, number))
+            torch.manual_seed(derive(self._recipe.seed, index, world.data_rank, number))
             loss += self._objective.learn(self._model, batch.on(device), valid, scale, turn)
         norm = self._optimizer.clip(scale)
         told_by = self._model.figures()
@@ -228,7 +229,7 @@ class Stepper:
         self._optimizer.step(rate, judged.skip)
         self._objective.after_step(judged.skip)
         told = [agreed[0], agreed[1], mean, norm.double(), judged.verdict, judged.expected]
-        told += [value / world.size for value in sums]
+        told += [value / world.data_size for value in sums]
         numbers = torch.stack(told if scale is None else [*told, scale])
         return Outcome(index + 1, rate, Readback(numbers), tuple(told_by))
 

@@ -7,6 +7,7 @@ entered in `_FAMILIES` below.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from trireme_api.families import gmlp, gpt, growing, moe, normformer, opt, smlp, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.families.mixture import MixtureConfig
+from trireme_api.families.transformer import TransformerConfig
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_api.schema import InvalidSpec, problems
 
@@ -116,6 +118,7 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}anytime.growEvery", f"{recipe.model.preset} cannot grow; set 0, or one of these as preset: {able}"
         )
     _check_experts(recipe, config, path)
+    _check_tensor(recipe, config, path)
     return config
 
 
@@ -135,6 +138,40 @@ def _check_experts(recipe: Recipe, config: ModelConfig, path: str) -> None:
             f"{path}parallelism.expert",
             f"must divide the {experts} experts of {recipe.model.preset}, got {ranks}; set a divisor, or another "
             f"{path}model.overrides.experts",
+        )
+
+
+def _check_tensor(recipe: Recipe, config: ModelConfig, path: str) -> None:
+    ranks, preset = recipe.parallelism.tensor, recipe.model.preset
+    if ranks == 1:
+        return
+    where = f"{path}parallelism.tensor"
+    if recipe.parallelism.expert > 1:
+        raise InvalidSpec(
+            where,
+            f"{ranks} goes not with {path}parallelism.expert: {recipe.parallelism.expert}; tensor shares out experts "
+            "too, set one of both to 1",
+        )
+    grows = isinstance(config, growing.GrowingConfig)
+    if not isinstance(config, TransformerConfig) or grows:
+        why = "grows" if grows else "has no attention heads to divide"
+        instead = f"share the experts out with {path}parallelism.expert" if hasattr(config, "experts") else "use shard"
+        raise InvalidSpec(where, f"must be 1 for {preset}, which {why}; {instead}")
+    numbers = {"heads": config.heads, "feedForwardWidth": config.feed_forward_width}
+    if isinstance(config, MixtureConfig):
+        numbers["experts"] = config.experts
+    for name, number in numbers.items():
+        if number % ranks:
+            raise InvalidSpec(
+                where,
+                f"must divide {name} of {preset}, {number}; got {ranks}; set a divisor of all of "
+                f"{', '.join(f'{n} {v}' for n, v in numbers.items())}, e.g. {math.gcd(ranks, *numbers.values())}",
+            )
+    if recipe.compile and config.attention_dropout:
+        raise InvalidSpec(
+            where,
+            "not with compile and attention dropout: compiled, all ranks would drop the same of their heads; set "
+            f"{path}model.overrides.attentionDropout: 0, or {path}compile: false",
         )
 
 

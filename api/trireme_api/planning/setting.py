@@ -47,7 +47,8 @@ class Setting:
 
     @property
     def share(self) -> Share:
-        return Share(self.recipe.sequences_per_step, self.ranks, self.recipe.batch.micro)
+        readers = self.ranks // self.recipe.parallelism.tensor
+        return Share(self.recipe.sequences_per_step, readers, self.recipe.batch.micro)
 
     @property
     def shards(self) -> int:

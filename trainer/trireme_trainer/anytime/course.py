@@ -228,11 +228,11 @@ def measure(model: LanguageModel, blocks: list[Tensor], world: World) -> list[li
 
     A block is taken through the model by itself, so that its shares do not depend on the number of ranks."""
     mine: list[list[float]] = []
-    turns = -(-len(blocks) // world.size)
+    turns = -(-len(blocks) // world.data_size)
     was = model.training
     model.eval()
     for turn in range(turns):
-        number = turn * world.size + world.rank
+        number = turn * world.data_size + world.data_rank
         # Every rank makes every turn, for each gathers the others' shards; what is too many counts nothing.
         block = blocks[min(number, len(blocks) - 1)].to(world.device)
         with watch_usage(model) as found:

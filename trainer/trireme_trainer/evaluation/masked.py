@@ -98,12 +98,12 @@ class MaskedHeldOut:
     ) -> tuple[float, float]:  # fmt: skip
         """(hidden tokens, nats). Every rank makes as many passes: sharded weights are gathered by all or by none."""
         share = self._sequences
-        turns = range(0, size, share * world.size)
+        turns = range(0, size, share * world.data_size)
         counted = torch.zeros(2, dtype=torch.float64)
         was, _ = model.training, model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for turn, first in enumerate(turns, start=1):
-                places = range(first + world.rank * share, first + (world.rank + 1) * share)
+                places = range(first + world.data_rank * share, first + (world.data_rank + 1) * share)
                 samples = [
                     self._blocks.sample(source.words[i], derive(self._key, number, i)) if i < size else None
                     for i in places

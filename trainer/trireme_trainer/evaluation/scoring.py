@@ -51,12 +51,12 @@ def score(
     order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].tokens), i))
     batches = [order[i : i + sequences] for i in range(0, len(order), sequences)]
     found = torch.zeros(len(requests), 2, dtype=torch.float64)
-    rounds = -(-len(batches) // world.size)
+    rounds = -(-len(batches) // world.data_size)
     was, _ = model.training, model.eval()
     # Compiled blocks would be compiled anew for each length, and give up after a few.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for number in range(rounds):
-            place = number * world.size + world.rank
+            place = number * world.data_size + world.data_rank
             mine = batches[place] if place < len(batches) else batches[0]
             scores_B2 = _batch(model, [requests[i] for i in mine], world.device)
             if place < len(batches):

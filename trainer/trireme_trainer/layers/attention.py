@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
         self, width: int, heads: int, dropout: float, *, causal: bool, head_scale: HeadScale = "none"
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_width = width // heads
         self.dropout = dropout
         self.causal = causal
         self.q_proj = nn.Linear(width, width)
@@ -46,15 +46,21 @@ class SelfAttention(nn.Module):
             is_causal=self.causal and attend_B1TT is None,
         )
         context_BTHK = context_BHTK.transpose(1, 2)
-        if self.head_scale is not None and not self.scale_after:
-            context_BTHK = context_BTHK * self.head_scale[:, None]
+        scale_H = self.scales()
+        if scale_H is not None and not self.scale_after:
+            context_BTHK = context_BTHK * scale_H[:, None]
         out_BTD: Tensor = self.out_proj(context_BTHK.flatten(2))
-        if self.head_scale is not None and self.scale_after:
-            out_BTD = (out_BTD.view(*out_BTD.shape[:2], self.heads, -1) * self.head_scale[:, None]).flatten(2)
+        if scale_H is not None and self.scale_after:
+            out_BTD = (out_BTD.view(*out_BTD.shape[:2], len(scale_H), -1) * scale_H[:, None]).flatten(2)
         return out_BTD
 
+    def scales(self) -> Tensor | None:
+        """The factor of each head, if they have one."""
+        return self.head_scale
+
     def _heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
+        """As many as the projections give."""
+        return x_BTD.view(*x_BTD.shape[:2], -1, self.head_width).transpose(1, 2)
 
 
 def padding_mask(mask_BT: Tensor, *, causal: bool) -> Tensor:

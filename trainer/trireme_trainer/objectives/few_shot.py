@@ -101,7 +101,8 @@ class FewShot(Objective):
         rank makes as many passes, and a task of padding counts nothing."""
         spec, samples, world = self._spec, self.samples, self._world
         at_once = max(1, self._recipe.batch.micro // max(spec.queries, *spec.shots))
-        places = [number * world.size + world.rank for number in range(-(-len(samples.held_out) // world.size))]
+        rounds = -(-len(samples.held_out) // world.data_size)
+        places = [number * world.data_size + world.data_rank for number in range(rounds)]
         counted = torch.zeros(len(spec.shots), 3, dtype=torch.float64)
         was, _ = model.training, model.eval()
         for first in range(0, len(places), at_once):

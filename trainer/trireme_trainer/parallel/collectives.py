@@ -17,6 +17,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 
 from trireme_trainer.layers.experts import Experts
 from trireme_trainer.parallel.experts import AllToAll
+from trireme_trainer.parallel.tensor import peers_of
 
 Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 
@@ -25,10 +26,11 @@ Operation = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 class Collective:
     operation: Operation
     unit: str
-    """Name of the FSDP unit in the model; "root" for what lies outside the blocks."""
+    """Name of the FSDP unit in the model, or of the layer that a tensor group computes; "root" for what lies outside
+    the blocks."""
     elements: int
-    """Of the whole, unsharded buffer, padding included; for an all-reduce those of one shard; for an all-to-all those
-    this rank sends, or 0 where each sends as many as it has."""
+    """Of the whole, unsharded buffer, padding included; for an all-reduce those of one shard, or of what a tensor group
+    sums; for an all-to-all those this rank sends, or 0 where each sends as many as it has."""
     dtype: str
 
     def __str__(self) -> str:
@@ -36,7 +38,8 @@ class Collective:
 
 
 class CollectiveLog:
-    """Every collective of the model's FSDP units in the order in which this rank begins them, until `stop`.
+    """Every collective of the model's FSDP units and layers in the order in which this rank begins them, until `stop`.
+    Sums of layers inside a compiled graph are not seen.
 
     Shard groups of one rank gather and scatter nothing, so they appear with their all-reduces only.
     """
@@ -45,6 +48,8 @@ class CollectiveLog:
         """`model` is sharded already. `replicated`: gradients are reduced between shard groups too."""
         self.entries: list[Collective] = []
         self._open = True
+        for name, peers in peers_of(model).items():
+            peers.watch = _Summed(self, name)
         for name, module in model.named_modules():
             if not isinstance(module, FSDPModule):
                 continue
@@ -112,6 +117,17 @@ class _AllReduced:
 
     def __call__(self, reduced: Tensor) -> None:
         self._log.add("all-reduce", self._unit, reduced)
+
+
+class _Summed:
+    """The ranks that compute a layer together call it before they sum."""
+
+    def __init__(self, log: CollectiveLog, layer: str) -> None:
+        self._log = log
+        self._layer = layer
+
+    def __call__(self, part: Tensor) -> None:
+        self._log.add("all-reduce", self._layer, part)
 
 
 class _Exchanged:

@@ -6,7 +6,7 @@ import logging
 
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from trireme_api.recipe import ParallelismSpec
+from trireme_api.parallelism import ParallelismSpec
 
 from trireme_trainer.parallel.world import World
 
@@ -24,13 +24,23 @@ def build_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh:
 
 
 def build_expert_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh | None:
-    """The same ranks with those that share out the experts apart, consecutive ones, so that tokens stay in a node where
-    they can. FSDP takes what is left of a shard group. None without expert parallelism."""
-    if spec.expert == 1:
+    """The same ranks with those that share out the experts apart, so that tokens stay in a node where they can. FSDP
+    takes what is left of a shard group. None without expert parallelism."""
+    return _with_inner(spec, world, "expert", spec.expert)
+
+
+def build_tensor_mesh(spec: ParallelismSpec, world: World) -> DeviceMesh | None:
+    """The same ranks with those that compute each layer together apart. None without tensor parallelism."""
+    return _with_inner(spec, world, "tensor", spec.tensor)
+
+
+def _with_inner(spec: ParallelismSpec, world: World, name: str, ranks: int) -> DeviceMesh | None:
+    """`ranks` consecutive ones in a dimension of their own."""
+    if ranks == 1:
         return None
     size = spec.shard_ranks(world.size, world.local_size)
-    shape: tuple[int, ...] = (size // spec.expert, spec.expert)
-    names: tuple[str, ...] = ("shard", "expert")
+    shape: tuple[int, ...] = (size // ranks, ranks)
+    names: tuple[str, ...] = ("shard", name)
     if spec.shard == "hybrid":
         shape, names = (world.size // size, *shape), ("replicate", *names)
     return init_device_mesh(world.device.type, shape, mesh_dim_names=names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.distributed.fsdp import FSDPModule
-from trireme_api.recipe import PrefetchSpec
+from trireme_api.parallelism import PrefetchSpec
 
 
 def set_prefetch(root: FSDPModule, blocks: Sequence[Sequence[FSDPModule]], spec: PrefetchSpec) -> None:

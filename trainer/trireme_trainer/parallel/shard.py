@@ -18,20 +18,24 @@ from trireme_api.recipe import Recipe
 
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.experts import Experts
-from trireme_trainer.parallel.experts import shard_dimension, spread_experts
+from trireme_trainer.parallel.experts import AllToAll, shard_dimension, spread_experts
 from trireme_trainer.parallel.prefetch import set_prefetch
+from trireme_trainer.parallel.tensor import divide_layers
 
 
 def shard_model(
     model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str,
-    expert_mesh: DeviceMesh | None = None,
+    expert_mesh: DeviceMesh | None = None, tensor_mesh: DeviceMesh | None = None,
 ) -> None:  # fmt: skip
     """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards.
 
     With `expert_mesh` (see `build_expert_mesh`) the experts of each mixture are a unit of their own, spread over its
-    dimension "expert" and by FSDP over the others.
+    dimension "expert" and by FSDP over the others. With `tensor_mesh` (see `build_tensor_mesh`) the layers in the
+    blocks are, and FSDP has its other dimensions for all of a block.
     """
     blocks: Sequence[nn.Module] = list(model.blocks)
+    if tensor_mesh is not None:
+        divide_layers(model.blocks, tensor_mesh["tensor"])
     if expert_mesh is not None:
         for experts in experts_of(model):
             spread_experts(experts, expert_mesh["expert"])
@@ -46,9 +50,10 @@ def shard_model(
     reshard = recipe.parallelism.reshards_after_forward
     policy = _precision(recipe)
     units: list[list[FSDPModule]] = []
+    of_blocks = mesh if tensor_mesh is None else _without(tensor_mesh, "tensor")
     for block in blocks:
         inner = [_shard_experts(experts, expert_mesh, policy, reshard) for experts in experts_of(block) if expert_mesh]
-        units.append([fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard), *inner])
+        units.append([fully_shard(block, mesh=of_blocks, mp_policy=policy, reshard_after_forward=reshard), *inner])
     # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
     root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     set_prefetch(root, units, recipe.parallelism.prefetch)
@@ -56,6 +61,8 @@ def shard_model(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    # Outside the blocks all ranks of a tensor group compute the same, so that each has the gradient of all its tokens.
+    root.set_gradient_divide_factor(float(recipe.parallelism.tensor))
     model.to_empty(device=device)
 
 
@@ -66,19 +73,23 @@ def experts_of(module: nn.Module) -> list[Experts]:
 def _shard_experts(
     experts: Experts, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard: bool
 ) -> FSDPModule:
-    names = tuple(name for name in mesh.mesh_dim_names or () if name != "expert")
     ranks = mesh["shard"].size()
     unit = fully_shard(
-        experts, mesh=mesh[names], mp_policy=policy, reshard_after_forward=reshard,
+        experts, mesh=_without(mesh, "expert"), mp_policy=policy, reshard_after_forward=reshard,
         shard_placement_fn=lambda weight: shard_dimension(weight, ranks),
     )  # fmt: skip
     register_fsdp_forward_method(experts, "grouped")
     return unit
 
 
+def _without(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    """Its other dimensions."""
+    return mesh[tuple(other for other in mesh.mesh_dim_names or () if other != name)]
+
+
 def _compilable(block: nn.Module) -> list[nn.Module]:
     """The block; or, as no unit of FSDP can be inside one graph, its layers without experts that are one."""
-    if not any(experts.exchange for experts in experts_of(block)):
+    if not any(isinstance(experts.exchange, AllToAll) for experts in experts_of(block)):
         return [block]
     return [layer for layer in block.children() if list(layer.children()) and not experts_of(layer)]
 

@@ -27,6 +27,17 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    tensor: int = 1
+    """Consecutive ranks that compute each layer together, and so read the same data."""
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank among those with data of their own."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        return self.size // self.tensor
 
     @classmethod
     def join(cls, settings: Settings) -> World:
@@ -50,10 +61,12 @@ class World:
                 timeout=timeout,
                 device_id=device if device.type == "cuda" else None,
             )
-        return cls(settings.rank, settings.world_size, settings.local_rank, settings.local_world_size, device)
+        tensor = settings.recipe.parallelism.tensor
+        return cls(settings.rank, settings.world_size, settings.local_rank, settings.local_world_size, device, tensor)
 
     def sum(self, values: Sequence[float | Tensor]) -> Tensor:
-        """Each value summed over all ranks: shape [len(values)], float64 (token counts stay exact), on the device."""
+        """Each value summed over the ranks with data of their own (a tensor group has one, the mean of its ranks'):
+        shape [len(values)], float64 (token counts stay exact), on the device."""
         if all(isinstance(value, Tensor) for value in values):
             vector = torch.stack([value.to(torch.float64) for value in values if isinstance(value, Tensor)])
         else:
@@ -63,7 +76,11 @@ class World:
             vector = host.to(self.device, non_blocking=True)
         if self.size > 1:
             dist.all_reduce(vector)
-        return vector
+        return vector if self.tensor == 1 else vector / self.tensor
+
+    def mean(self, values: Sequence[float | Tensor]) -> Tensor:
+        """As `sum`, over all ranks."""
+        return self.sum(values) / self.data_size
 
     def limit_waiting(self, seconds: float, groups: Sequence[dist.ProcessGroup] = ()) -> None:
         """From here on a collective that takes longer than `seconds` fails: peers that vanished are noticed."""
