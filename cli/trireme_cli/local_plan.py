@@ -20,7 +20,7 @@ from trireme_api.protocol import Env
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import InvalidSpec, Spec, problems
 
-from trireme_cli.local_data import look
+from trireme_cli.local_data import look, look_at_checkpoint
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -68,8 +68,9 @@ def plan_recipe(path: Path, options: Options, inherited: Mapping[str, str]) -> P
     directory = (options.directory or Path("trireme-run") / name).absolute()
     claims = dict(options.claims or {})
     recipe = _local_paths(recipe, options.data_root, claims)
-    look(recipe, claims)
+    look(recipe, claims, here=True)
     checkpoint = _checkpoint(checkpoint, options, directory, claims)
+    look_at_checkpoint(recipe, checkpoint.uri, claims)
     plan = _plan(name, [], directory, options, inherited, recipe, checkpoint)
     plan.environment[Env.RECIPE] = _json(recipe)
     plan.environment[Env.CHECKPOINT] = _json(checkpoint)

@@ -22,6 +22,7 @@ from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec
 from trireme_api.validation import check_job
 
+from trireme_cli.local_data import look
 from trireme_cli.local_plan import read_recipe
 from trireme_cli.plan_text import lines
 
@@ -91,7 +92,9 @@ def _read(file: Path) -> Asked:
     if len(jobs) > 1:
         raise InvalidSpec(str(file), f"holds {len(jobs)} TrainingJobs; a plan is made of one")
     if not jobs:
-        return Asked(read_recipe(file)[0])
+        recipe, _ = read_recipe(file)
+        look(recipe)
+        return Asked(recipe)
     checked = check_job(jobs[0])
     if checked.spec is None:
         raise InvalidSpec(str(file), "; ".join(map(str, checked.problems)))

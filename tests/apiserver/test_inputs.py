@@ -49,6 +49,21 @@ def test_what_the_schema_says_the_server_refuses(world: World, case: str) -> Non
 INVALID = {
     "preset": (recipe_job(recipe={"model": {"preset": "opt-9m"}}), "spec.recipe.model.preset", "did you mean 'opt-8m'"),
     "batch": (recipe_job(recipe={"batch": {"tokens": 1000}}), "spec.recipe", "multiple of"),
+    "heads": (
+        recipe_job(recipe={"model": {"preset": "opt-8m", "overrides": {"heads": 3}}}), "spec.recipe.model.overrides",
+        "set heads to 2 or 4",
+    ),
+    "experts": (
+        recipe_job(recipe={"model": {"preset": "moe-tiny"}, "parallelism": {"expert": 3}}),
+        "spec.recipe.parallelism.expert", "set a divisor",
+    ),
+    "language": (
+        recipe_job(recipe={"data": {
+            "sources": [{"path": "pvc://corpus/en", "language": "en"}], "sequenceLength": 128,
+            "mixture": {"upsample": {"te": 10}},
+        }}),
+        "data.mixture.upsample.te", "set the language of one",
+    ),
     "neither": ({"replicas": {"desired": 1}}, "spec", "give a recipe, or your own script"),
     "both": (recipe_job(template={"command": ["x"]}), "spec", "with a recipe leave them out"),
     "no checkpoint": ({**recipe_job(), "checkpoint": None}, "spec", "checkpoint.uri is required"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from gang import SEQUENCE, Gang, make_recipe
 from reference import fresh_model, saved_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 from transformers import OPTConfig as TheirConfig
+from trireme_api.schema import InvalidSpec
 from trireme_cli.convert import convert
+from trireme_cli.local_plan import Options, plan_recipe
 from trireme_trainer.checkpoint import CheckpointStore
 from trireme_trainer.checkpoint.fence import read as read_fence
 
@@ -85,6 +89,18 @@ def test_training_goes_on_from_weights_of_transformers(corpus: Path, tmp_path: P
     # A step of 1e-9 moves nothing that can be seen: these are still their weights.
     _, after = saved_weights(tmp_path / "checkpoints", recipe)
     assert (logits(recipe, after) - expected).abs().max() <= 1e-4
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(trained: Gang, tmp_path: Path) -> None:
+    recipe = copy.deepcopy(trained.recipe)
+    path = tmp_path / "recipe.yaml"
+    options = Options(nproc=1, checkpoint=str(trained.checkpoints), directory=tmp_path / "run")
+    path.write_text(yaml.safe_dump(recipe))
+    plan_recipe(path, options, {}).scratch.cleanup()
+    recipe["model"]["overrides"]["vocabularySize"] = 384
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InvalidSpec, match=r"^model: .*-00000006 is of another model \(vocabularySize was 512, is 384"):
+        plan_recipe(path, options, {})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,14 +185,15 @@ def test_a_killed_trireme_run_takes_its_ranks_along(recipe: Path, tmp_path: Path
 
 
 def test_bad_data_ends_the_run_at_once_with_its_own_code(recipe: Path, tmp_path: Path) -> None:
-    data = yaml.safe_load(recipe.read_text())
-    data["data"]["sources"][0]["path"] = "no-such-corpus"
+    """What no manifest tells: a shard is gone."""
+    shutil.copytree(recipe.parent / "corpus", tmp_path / "corpus")
+    (tmp_path / "corpus" / "train-00000.tokens").unlink()
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(recipe.read_text())
     result = finish(start(path, tmp_path / "run"))
     assert result["exit"] == 65, result["stderr"]
     assert result["restarts"] == 0
-    assert "no-such-corpus" in result["failures"][0]["message"]
+    assert "train-00000.tokens: missing" in result["failures"][0]["message"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trireme_trainer.objectives.cross_entropy import IGNORED
 from trireme_trainer.objectives.masked_lm import MaskedBatches, MaskedLM, MaskedText, MaskedTokens
 from trireme_trainer.outcome import BadData
 from trireme_trainer.parallel.world import World
-from trireme_trainer.saving import check_same_run
+from trireme_trainer.same_run import check_same_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 from data_corpus import numbered, write_corpus

@@ -194,7 +194,8 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
 def test_sources_of_different_tokenizers_do_not_mix(tmp_path: Path) -> None:
     one = write_corpus(tmp_path / "one", numbered(LENGTHS))
     two = write_corpus(tmp_path / "two", numbered(LENGTHS), tokenizer=b'{"other": 1}')
-    with pytest.raises(DataError, match=r"two: made with another tokenizer than .*one; prepare it again"):
+    says = r"^data.sources\[1\].path: .*two was made with another tokenizer than .*one; prepare it again with --token"
+    with pytest.raises(DataError, match=says):
         Mixture([source(one), source(two)], 7, seed=0)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from data_corpus import numbered, write_corpus
 from trireme_api.job import parse_spec
 from trireme_api.protocol import Action, AgentState, Assignment, Cause, Env, Failure, Progress, Report
 from trireme_api.schema import InvalidSpec
@@ -98,6 +99,7 @@ def test_ranks_that_the_recipe_cannot_arrange_are_refused_before_any_starts(tmp_
 
 
 def test_a_recipe_becomes_the_environment_of_the_agent(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "data" / "corpus", numbered([100]))
     options = Options(nproc=2, data_root=tmp_path / "data", directory=tmp_path / "out", every=5)
     inherited = {"PATH": "/bin", "TRIREME_ATTEMPT": "3"}
     plan = plan_recipe(recipe_file(tmp_path, RECIPE), options, inherited)
@@ -120,8 +122,8 @@ def test_a_training_job_serves_as_a_recipe_and_claims_are_mapped(tmp_path: Path)
     with pytest.raises(InvalidSpec, match="--pvc corpus=DIR") as error:
         plan_recipe(path, Options(nproc=1), {})
     assert error.value.field == "data.sources[0].path"
-    for claim in ("corpus", "checkpoints"):
-        (tmp_path / claim).mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    write_corpus(tmp_path / "corpus" / "en", numbered([100]))
     claims = {"corpus": tmp_path / "corpus", "checkpoints": tmp_path / "checkpoints"}
     plan = plan_recipe(path, Options(nproc=1, claims=claims), {})
     root = Path(plan.environment[Env.PVC_ROOT])

@@ -1,4 +1,4 @@
-"""When state is saved, what goes with it, and whether a checkpoint that was found belongs to this recipe."""
+"""When state is saved, and what goes with it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measu
 from trireme_trainer.checkpoint.tiers import Restored
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.memory_saver import MemorySaver
-from trireme_trainer.objectives.base import Objective, Samples
+from trireme_trainer.objectives.base import Objective
 from trireme_trainer.optim import Optimizer
-from trireme_trainer.outcome import BadData, BadRecipe
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.world import World
 from trireme_trainer.reporting import Reporter
+from trireme_trainer.same_run import check_same_run
 from trireme_trainer.settings import Settings
 from trireme_trainer.stability import RollBack, Stability
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = frozenset({"dropout", "attention_dropout"})
-"""Numbers of a model that another run of it may set otherwise: no weight depends on them."""
 
 
 class Saver:
@@ -288,36 +286,3 @@ class Saver:
             **({"anytime": self._course.meta()} if self._course else {}),
             "model": {"family": self._config.family, "preset": self._recipe.model.preset, **self._config.model_dump()},
         }
-
-
-def check_same_run(
-    meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, samples: Samples, path: str, *, new_data: bool = False
-) -> None:
-    """Raises BadRecipe or BadData, naming the fields, where going on from this checkpoint would not be the same run.
-    `new_data`: a session of other mega-batches begins with it."""
-    saved = meta.get("model", {})
-    now = config.model_dump()
-    changed = [
-        f"{name} was {saved[name]}, is {value}"
-        for name, value in now.items()
-        if name not in MAY_CHANGE and name in saved and saved[name] != value
-    ]
-    if changed:
-        raise BadRecipe(
-            f"model: {path} is of another model ({'; '.join(changed)}); restore it, or use another checkpoint.uri"
-        )
-    if "imported" in meta:
-        return  # weights alone: no batch was trained and no sample read yet
-    if meta.get("batchTokens") != recipe.batch.tokens:
-        raise BadRecipe(
-            f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "
-            "position in the data would move; restore it, or use another checkpoint.uri"
-        )
-    if "grown" in meta or new_data:
-        return  # the first of a new session: its data are those of another mega-batch
-    moved = samples.changes_since(meta.get("data", {}))
-    if moved:
-        raise BadData(
-            f"data: {'; '.join(moved)} since {path} was written, so the order of samples is another; restore it, or "
-            "use another checkpoint.uri"
-        )

@@ -31,7 +31,12 @@ class TransformerConfig(ModelConfig):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads; {self.width} is not a multiple of {self.heads}")
+            whole = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            near = max(n for n in whole if n < self.heads), min((n for n in whole if n > self.heads), default=1)
+            raise ValueError(
+                f"width must be a multiple of heads; {self.width} is not a multiple of {self.heads}; set heads to "
+                f"{near[0]}" + (f" or {near[1]}" if near[1] > 1 else "")
+            )
         return self
 
     @property

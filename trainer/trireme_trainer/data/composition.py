@@ -52,10 +52,23 @@ def languages_of(sources: Sequence[DataSource], manifests: Sequence[Manifest]) -
     return found
 
 
+def check_tokenizers(sources: Sequence[DataSource], manifests: Sequence[Manifest]) -> None:
+    """Raises DataError where sources differ in the one they were made with."""
+    first = manifests[0].tokenizer
+    for i, (source, manifest) in enumerate(zip(sources, manifests, strict=True)):
+        if manifest.tokenizer.sha256 != first.sha256:
+            there = sources[0].path
+            raise DataError(
+                f"data.sources[{i}].path: {source.path} was made with another tokenizer than {there}; prepare it again "
+                f"with --tokenizer {there.rstrip('/')}/{first.file}"
+            )
+
+
 def compose(
     sources: Sequence[DataSource], manifests: Sequence[Manifest], spec: MixtureSpec | None
 ) -> list[Part]:
     """Raises DataError naming the field of the recipe."""
+    check_tokenizers(sources, manifests)
     languages = languages_of(sources, manifests)
     tokens = [manifest.train.tokens for manifest in manifests]
     try:

@@ -113,19 +113,13 @@ class Mixture:
         self.sources = list(sources)
         self._corpora = [_open(source, i, verify) for i, source in enumerate(self.sources)]
         first = self._corpora[0].manifest
-        for source, corpus in zip(self.sources, self._corpora, strict=True):
-            if corpus.manifest.tokenizer.sha256 != first.tokenizer.sha256:
-                raise DataError(
-                    f"{source.path}: made with another tokenizer than {self.sources[0].path}; prepare it again with "
-                    f"--tokenizer {self._corpora[0].directory}/{first.tokenizer.file}"
-                )
+        self.parts = compose(self.sources, [corpus.manifest for corpus in self._corpora], spec)
         self.vocabulary_size = first.vocabulary
         self.end_of_document = first.tokenizer.end_of_document
         self._packed = [
             PackedSource(corpus.train, sequence_length, derive(seed, i)) for i, corpus in enumerate(self._corpora)
         ]
         self._mixed_by = "data.sources[{}].weight" if spec is None else "data.mixture: the weight of data.sources[{}]"
-        self.parts = compose(self.sources, [corpus.manifest for corpus in self._corpora], spec)
         self._interleaving = Interleaving([part.weight for part in self.parts])
 
     @classmethod
