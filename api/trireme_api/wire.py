@@ -11,10 +11,12 @@ import sys
 import typing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Dict, Type, TypeVar
+from typing import Any, Dict, Tuple, Type, TypeVar
 
 MAX_TEXT_CHARS = 2048
 """Free text from a pod (messages, tracebacks) is cut to this before it enters status or a log."""
+
+_AS_IT_IS = frozenset({str, int, float, bool})
 
 T = TypeVar("T", bound="Message")
 
@@ -22,6 +24,18 @@ T = TypeVar("T", bound="Message")
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(part.title() for part in rest)
+
+
+_known: Dict[type, Tuple[Tuple[str, str, Any], ...]] = {}
+
+
+def _fields(kind: Type[Message]) -> Tuple[Tuple[str, str, Any], ...]:
+    """(field, JSON key, type hint) of a message class. Kept: a rank writes a message with each step, an operator reads
+    hundreds a second, and to work out the hints takes longer than all the rest."""
+    if kind not in _known:
+        hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
+        _known[kind] = tuple((f.name, _camel(f.name), hints[f.name]) for f in dataclasses.fields(kind))
+    return _known[kind]
 
 
 class ProtocolError(ValueError):
@@ -34,11 +48,10 @@ class Message:
 
     def to_json(self) -> Dict[str, Any]:
         out: Dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value is None:
-                continue
-            out[_camel(f.name)] = _plain(value)
+        for name, key, _ in _fields(type(self)):
+            value = getattr(self, name)
+            if value is not None:
+                out[key] = _plain(value)
         return out
 
     @classmethod
@@ -46,12 +59,10 @@ class Message:
         """Builds the message, ignoring unknown keys. Raises ProtocolError naming the field that does not fit."""
         if not isinstance(data, dict):
             raise ProtocolError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
         values: Dict[str, Any] = {}
-        for f in dataclasses.fields(cls):
-            key = _camel(f.name)
-            if key in data and data[key] is not None:
-                values[f.name] = _typed(hints[f.name], data[key], f"{cls.__name__}.{key}")
+        for name, key, hint in _fields(cls):
+            if data.get(key) is not None:
+                values[name] = _typed(hint, data[key], f"{cls.__name__}.{key}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -59,6 +70,8 @@ class Message:
 
 
 def _plain(value: Any) -> Any:
+    if value.__class__ in _AS_IT_IS:
+        return value
     if isinstance(value, Message):
         return value.to_json()
     if isinstance(value, Enum):

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from trireme_api.job import TERMINAL, TrainingJobStatus
 from trireme_api.layout import claim_fields
 
 from trireme_operator.act.api import ApiError, Json
 from trireme_operator.act.cluster import Cluster, NameTaken, NotLeader
+from trireme_operator.decide import figures
 from trireme_operator.decide.actions import CreatePod, Decision, DeleteJob, DeletePod, Note
+from trireme_operator.decide.clock import seconds
 from trireme_operator.decide.frozen import effective
 from trireme_operator.decide.gang import HOLDING
 from trireme_operator.decide.grid import Grid
@@ -27,6 +30,9 @@ from trireme_operator.tracing import Off, Tracing
 log = logging.getLogger(__name__)
 MAX_STEPS = 8
 """Decisions that follow from one another in one go (write status, then act on it); the rest waits its turn."""
+
+PACE_SECONDS = 5.0
+"""Between two counts of the jobs that have figures to write."""
 
 UNDECIDED_SECONDS = 0.1
 """The admission desk will have looked by then."""
@@ -48,7 +54,8 @@ class Controller:
         tracing: Tracing | None = None,
     ) -> None:
         self.store, self.queue, self.desk, self.cluster, self.images = store, queue, desk, cluster, images
-        self.limits = limits or Limits()
+        self.limits = self._wanted = limits or Limits()
+        self._paced_at = 0.0
         self.clock = clock
         self.tracing: Tracing = tracing or Off()
         self.written = written
@@ -159,9 +166,25 @@ class Controller:
             admission=self.desk.verdict(job),
             missing_claims=missing_claims,
             write_error=self._errors.get(job.key, ""),
-            limits=self.limits,
+            limits=self._paced(),
             grid=self.grid(),
         )
+
+    def _paced(self) -> Limits:
+        """The more jobs hold nodes, the more seldom the figures of each are written."""
+        now = self.clock()
+        if not 0 <= now - self._paced_at < PACE_SECONDS:
+            self._paced_at = now
+            holding = sum(job.status.phase in HOLDING for job in self.store.jobs.values())
+            self.limits = replace(
+                self._wanted, progress_seconds=figures.interval(self._wanted.progress_seconds, holding)
+            )
+        return self.limits
+
+    def figures_due(self, job: Job) -> float:
+        """Seconds until figures that have come in may be written; 0 where they may be now."""
+        last = seconds(job.status.updated_at)
+        return max(0.0, last + self._paced().progress_seconds - self.clock()) if last is not None else 0.0
 
     async def _missing_claims(self, job: Job) -> tuple[str, ...]:
         """Claims are looked up only when the job is about to start: a pod that cannot mount hangs without a word."""

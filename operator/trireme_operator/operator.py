@@ -60,6 +60,7 @@ class Operator:
             Reviewer(reviews),
             observe=lambda job: self.controller.observed(job),
             mark=self.queue.add,
+            figures_due=lambda job: self.controller.figures_due(job),
             refresh=lambda key: self.controller.refresh(key),
             leading=lambda: self.leader.leading,
             answered=lambda code: self.metrics.answers.labels(str(code)).inc(),

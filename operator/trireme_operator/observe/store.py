@@ -49,14 +49,15 @@ class Store:
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def put_job(self, obj: Mapping[str, Any]) -> Job | None:
-        """Takes in a TrainingJob; None if something newer is known."""
+        """Takes in a TrainingJob; None if this or something newer is known, as of our own writes when a watch tells."""
         metadata = obj["metadata"]
         key = metadata["namespace"], metadata["name"]
         known = self.jobs.get(key)
         if metadata["uid"] in self._gone:
             return None
         if known is not None and known.uid == metadata["uid"]:
-            if older(str(metadata.get("resourceVersion", "")), known.resource_version):
+            version = str(metadata.get("resourceVersion", ""))
+            if version == known.resource_version or older(version, known.resource_version):
                 return None
             job = job_of(obj, known)
         else:

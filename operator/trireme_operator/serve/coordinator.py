@@ -17,6 +17,7 @@ from trireme_api.protocol import REPORT_PATH, Assignment, ProtocolError, Report
 
 from trireme_operator.act.api import ApiError
 from trireme_operator.decide.assignments import Crew
+from trireme_operator.decide.figures import only_figures
 from trireme_operator.decide.gang import places
 from trireme_operator.decide.views import Job, Key, Observed
 from trireme_operator.observe.store import Store
@@ -50,14 +51,17 @@ class Coordinator:
         reviewer: Reviewer,
         *,
         observe: Callable[[Job], Observed],
-        mark: Callable[[Key], None],
+        mark: Callable[[Key, float], None],
+        figures_due: Callable[[Job], float],
         refresh: Callable[[Key], Awaitable[object]],
         leading: Callable[[], bool],
         answered: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`answered`: told the HTTP status of each answer."""
+        """`mark`: a job is to be looked at in so many seconds. `figures_due`: seconds until a job's figures may be
+        written again. `answered`: told the HTTP status of each answer."""
         self._store, self._reviewer, self._observe, self._mark = store, reviewer, observe, mark
+        self._figures_due = figures_due
         self._refresh, self._leading, self._clock = refresh, leading, clock
         self._answered = answered
         self._watches: dict[Key, Watch] = {}
@@ -151,9 +155,13 @@ class Coordinator:
             job, pod = self._store.jobs.get(key), self._store.pods.get(caller.pod_uid)
         if job is None or pod is None or pod.owner_uid != job.uid:
             return _error(404, f"the pod belongs to no TrainingJob {key[0]}/{key[1]}")
+        known = self._store.heard.get(pod.uid)
         if self._store.hear(pod.uid, report, self._clock(), wait):
-            self._mark(key)
-            self.touch(key)
+            if known is not None and only_figures(known.report, report):
+                self._mark(key, self._figures_due(job))
+            else:
+                self._mark(key, 0.0)
+                self.touch(key)
         assignment = await self._settled(key, pod.uid, report.holding, wait)
         if assignment is None:
             return _error(503, "this replica is closing; ask again", {"Retry-After": "1", "Connection": "close"})
