@@ -41,6 +41,15 @@ def test_what_costs_the_gang_nothing_is_no_straggler() -> None:
     assert told(gang(), 0.5, 0.5, 0.5, 0.7).status.stragglers == []
 
 
+def test_who_costs_about_as_much_as_counts_does_not_come_and_go() -> None:
+    scene = told(gang(), 0.1, 0.1, 0.1, 0.21)
+    assert [one.rank for one in scene.status.stragglers] == [3]
+    for own in (0.19, 0.21, 0.18, 0.22, 0.16):
+        assert len(told(scene, 0.1, 0.1, 0.1, own).status.stragglers) == 1
+    assert scene.notes.count("Straggler") == 1
+    assert told(scene, 0.1, 0.1, 0.1, 0.14).status.stragglers == []
+
+
 def test_of_two_ranks_the_slower_is_named() -> None:
     assert [one.rank for one in told(gang(2), 0.9, 0.4).status.stragglers] == [0]
 

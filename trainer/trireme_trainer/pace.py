@@ -14,8 +14,8 @@ TOP = 4
 """Innermost frames that are looked at: deeper ones only led there."""
 WINDOW_SECONDS = 1.0
 LOOKS = 8
-WEIGHT = 0.3
-"""Of the newest window in the moving average."""
+WEIGHT = 0.1
+"""Of the newest window in the moving average: what a busy machine does for some seconds makes nobody slow."""
 
 
 class Pace:

@@ -2,7 +2,8 @@
 
 All ranks take the same time for a step, for they wait for each other; what tells is the time that is a rank's own
 (`ownSeconds`, a moving average the trainer makes). A rank is a straggler when it takes half as long again as the median
-of the others and that costs the gang a tenth of its time; it stays one until it is within a quarter.
+of the others and that costs the gang a tenth of its time; it stays one until it is within a quarter, or costs less than
+a twentieth.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trireme_operator.decide.gang import Place
 from trireme_operator.decide.hangs import step_seconds
 
 SLOW, STILL_SLOW = 1.5, 1.25
-MATTERS = 0.1
+MATTERS, STILL_MATTERS = 0.1, 0.05
 """Share of a step that the difference must be of to count."""
 
 
@@ -41,8 +42,8 @@ def watch(draft: Draft) -> None:
     found = []
     for rank, own in sorted(told.items()):
         others = statistics.median(other.seconds for peer, other in told.items() if peer != rank)
-        factor = STILL_SLOW if rank in known else SLOW
-        if own.seconds < factor * others or own.seconds - others < MATTERS * step:
+        factor, share = (STILL_SLOW, STILL_MATTERS) if rank in known else (SLOW, MATTERS)
+        if own.seconds < factor * others or own.seconds - others < share * step:
             continue
         if rank not in known:
             known[rank] = _reported(draft, rank, own, others)
