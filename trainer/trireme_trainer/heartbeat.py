@@ -37,7 +37,7 @@ class Pulse:
     """
 
     def __init__(self, directory: Path | None, *, local_rank: int, rank: int, attempt: int, started: float) -> None:
-        self._path = directory / heartbeat_name(local_rank) if directory else None
+        self._path = str(directory / heartbeat_name(local_rank)) if directory else None
         self._rank = rank
         self.phases = PhaseTime(started=started)
         self.ledger = Ledger(started)
@@ -142,10 +142,15 @@ class Pulse:
         if self._path is None:
             return
         self._beat.spent = self.ledger.told()
-        temporary = self._path.with_suffix(".tmp")
+        content = json.dumps(self._beat.to_json()).encode()
+        # Few system calls: it is done with each step.
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(self._beat.to_json()), encoding="utf-8")
-            os.replace(temporary, self._path)
+            descriptor = os.open(f"{self._path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                os.write(descriptor, content)
+            finally:
+                os.close(descriptor)
+            os.replace(f"{self._path}.tmp", self._path)
 
 
 def process_start() -> float:
