@@ -209,7 +209,7 @@ class Controller:
             self.desk.grant(job)
         try:
             written = await self.cluster.patch_status(job, plain)
-            self.store.put_job(written)
+            self.store.put_own(written)
         finally:
             if admits:
                 self.desk.settle(job)

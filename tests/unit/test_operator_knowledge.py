@@ -42,6 +42,20 @@ def test_nothing_older_than_what_is_known_is_taken_in() -> None:
     assert store.put_job(job_object(4)) is None
 
 
+def test_only_what_our_own_last_write_left_is_no_news() -> None:
+    store = Store()
+    store.put_job(job_object(3))
+    assert not store.is_own(job_object(3)), "what a LIST or GET brought still has to be looked at"
+    store.put_own(job_object(4))
+    assert store.is_own(job_object(4))
+    assert not store.is_own(job_object(5)), "somebody else's edit"
+    assert not store.is_own(job_object(4, uid="another"))
+    store.put_own(job_object(2))
+    assert store.is_own(job_object(4)), "an answer that came late"
+    store.drop_job(("ns", "job"), "uid", NOW)
+    assert not store.is_own(job_object(4))
+
+
 def test_what_is_gone_stays_gone_however_late_an_event_comes() -> None:
     store = Store()
     store.put_pod(pod_object())

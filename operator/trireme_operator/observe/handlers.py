@@ -87,7 +87,7 @@ def registry(
         if event["type"] == "DELETED":
             store.drop_job(key, obj["metadata"]["uid"], time.time())
             mark(key)
-        elif store.put_job(obj) is not None:
+        elif not store.is_own(obj) and store.put_job(obj) is not None:
             mark(key)
 
     @kopf.on.event("v1", "pods", registry=found)

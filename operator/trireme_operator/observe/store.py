@@ -45,19 +45,20 @@ class Store:
         """Rises with all that gang admission depends on."""
         self._by_job: dict[Key, set[str]] = {}
         self._gone: dict[str, float] = {}
+        self._own: dict[Key, tuple[str, str]] = {}
+        """(UID, resourceVersion) that our own last write of each job left."""
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     def put_job(self, obj: Mapping[str, Any]) -> Job | None:
-        """Takes in a TrainingJob; None if this or something newer is known, as of our own writes when a watch tells."""
+        """Takes in a TrainingJob; None if something newer is known."""
         metadata = obj["metadata"]
         key = metadata["namespace"], metadata["name"]
         known = self.jobs.get(key)
         if metadata["uid"] in self._gone:
             return None
         if known is not None and known.uid == metadata["uid"]:
-            version = str(metadata.get("resourceVersion", ""))
-            if version == known.resource_version or older(version, known.resource_version):
+            if older(str(metadata.get("resourceVersion", "")), known.resource_version):
                 return None
             job = job_of(obj, known)
         else:
@@ -67,11 +68,24 @@ class Store:
             self.capacity_version += 1
         return job
 
+    def put_own(self, obj: Mapping[str, Any]) -> None:
+        """Takes in a TrainingJob as our own write left it: who wrote looks at it, so the watch will bring no news."""
+        job = self.put_job(obj)
+        if job is not None:
+            self._own[job.key] = job.uid, job.resource_version
+
+    def is_own(self, obj: Mapping[str, Any]) -> bool:
+        """Whether this is what our own last write left of the job."""
+        metadata = obj["metadata"]
+        known = self._own.get((metadata["namespace"], metadata["name"]))
+        return known == (metadata["uid"], str(metadata.get("resourceVersion", "")))
+
     def drop_job(self, key: Key, uid: str, now: float) -> None:
         self._bury(uid, now)
         known = self.jobs.get(key)
         if known is not None and known.uid == uid:
             del self.jobs[key]
+            self._own.pop(key, None)
             self.capacity_version += 1
 
     def replace_jobs(self, objects: Iterable[Mapping[str, Any]], version: str, now: float) -> set[Key]:
