@@ -34,7 +34,7 @@ class _CheckpointProblem(click.ClickException):
 @click.option("--step", type=click.IntRange(min=0), help="To hf: of this step. Left out: the newest good one.")
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), help="To hf: precision of the weights [default: fp32].")
 @click.option("--vocabulary", type=click.IntRange(min=1), metavar="N", help="To hf: keep N rows of the token table.")
-@click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="To hf: a tokenizer.json to add.")
+@click.option("--tokenizer", type=click.Path(dir_okay=False, path_type=Path), help="To hf: its tokenizer.")
 @click.option(
     "--pad-vocabulary", type=click.IntRange(min=1), metavar="N",
     help="To checkpoint: pad the token table to a multiple of N rows [default: 8].",
@@ -54,7 +54,9 @@ def convert(
     """Carry weights between our checkpoints and Hugging Face Transformers.
 
     A checkpoint is named by its root, as in checkpoint.uri: a path, pvc://claim/dir or any fsspec URL. A Transformers
-    model is a local directory with config.json and weights. The checkpoint may be of a job that is running.
+    model is a local directory with config.json and weights. The checkpoint may be of a job that is running. A tokenizer
+    in that directory (sentencepiece.bpe.model or tokenizer.json) is kept in the checkpoint's root, and goes back with
+    the weights; --tokenizer names another file, a tokenizer.json or a SentencePiece model.
 
     \b
     Examples:
@@ -99,7 +101,7 @@ def _print(done: Exchange, to: str, target: str, as_json: bool) -> None:
     if as_json:
         result = {
             "to": to, "target": target, "family": done.config.family, "model": spec, "step": done.step,
-            "parameters": done.parameters, "written": list(done.paths),
+            "parameters": done.parameters, "written": list(done.paths), "tokenizer": done.tokenizer,
         }  # fmt: skip
         click.echo(json.dumps(result, indent=1))
         return
@@ -107,5 +109,8 @@ def _print(done: Exchange, to: str, target: str, as_json: bool) -> None:
     if to == "checkpoint":
         click.echo("train on from it with, in the recipe, and this directory as checkpoint.uri:")
         click.echo(f"  model: {json.dumps(spec)}")
+        if done.tokenizer:
+            click.echo(f"and text made with its tokenizer: trireme prepare --tokenizer {done.tokenizer} …")
     else:
-        click.echo(f"load it with: AutoModelForCausalLM.from_pretrained({str(target)!r})")
+        kind = "AutoModelForCausalLM" if done.config.causal else "AutoModelForMaskedLM"
+        click.echo(f"load it with: {kind}.from_pretrained({str(target)!r})")

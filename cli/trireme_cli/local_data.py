@@ -76,12 +76,12 @@ def _look(recipe: Recipe, claims: Mapping[str, Path], here: bool) -> list[dict[s
 
 
 def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> None:
-    """Raises InvalidSpec where the newest checkpoint under `uri`, if there is one that can be read, is of another
-    model; whether the rest of it fits, the trainer says."""
+    """Raises InvalidSpec where the newest checkpoint under `uri`, if there is one that can be read, is of another model
+    or was imported with another tokenizer; whether the rest of it fits, the trainer says."""
     try:
         from trireme_trainer.checkpoint import CheckpointError, CheckpointStore
         from trireme_trainer.outcome import TrainingEnd
-        from trireme_trainer.same_run import MAY_CHANGE, check_model
+        from trireme_trainer.same_run import MAY_CHANGE, check_model, check_tokenizer
         from trireme_trainer.storage import StorageError
     except ImportError:
         return
@@ -92,6 +92,9 @@ def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> 
             manifest, _ = store.inspect(candidate)
             if manifest is not None:
                 check_model(manifest.meta, resolve(recipe.model), candidate.path, MAY_CHANGE | grows)
+                for corpus in _manifests(recipe.data.sources[:1], claims, here=False):
+                    if corpus is not None and "imported" in manifest.meta:
+                        check_tokenizer(manifest.meta, corpus.tokenizer.sha256, candidate.path)
     except (CheckpointError, StorageError):
         return  # the trainer tries again, and tells
     except TrainingEnd as error:

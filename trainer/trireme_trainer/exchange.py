@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from trireme_trainer.checkpoint.loader import load_newest
 from trireme_trainer.checkpoint.ranks import Ranks
 from trireme_trainer.checkpoint.state import flatten
 from trireme_trainer.families import build
-from trireme_trainer.families.convert import ConversionError, directory
+from trireme_trainer.families.convert import ConversionError, directory, tokenizers
 
 OWNER = "imported"
 """Holds the fence of an imported root until a job takes it over."""
@@ -33,6 +32,8 @@ class Exchange:
     parameters: int
     paths: tuple[str, ...]
     """Checkpoint or weight files written."""
+    tokenizer: str | None = None
+    """Where the model's own is now."""
 
 
 def to_hugging_face(
@@ -45,18 +46,27 @@ def to_hugging_face(
     tokenizer: Path | None = None,
 ) -> Exchange:
     """The newest good checkpoint under `uri`, or the one of `step`, as a model directory. Takes no fence: a job may be
-    writing there meanwhile. `vocabulary_size` drops the rows that only pad the vocabulary.
+    writing there meanwhile. `vocabulary_size` drops the rows that only pad the vocabulary. `tokenizer`: left out, the
+    one that an imported checkpoint came with.
 
     Raises CheckpointError, ConversionError, OSError.
     """
     if output.exists() and any(output.iterdir()):
         raise ConversionError(f"{output}: is not empty; name a directory that is, or is not there yet")
-    config, loaded_step, weights = read_checkpoint(uri, step, lambda found: _check_rows(found, vocabulary_size))
+    words = (str(tokenizer), tokenizer.read_bytes()) if tokenizer is not None else tokenizers.kept(CheckpointStore(uri))
+
+    def check(found: ModelConfig) -> None:
+        _check_rows(found, vocabulary_size)
+        if words is not None:
+            tokenizers.check(words[1], words[0], vocabulary_size or found.vocabulary_size)
+            tokenizers.in_transformers(words[1], words[0], found)
+
+    config, loaded_step, weights = read_checkpoint(uri, step, check)
     cast = {name: weight.to(dtype) for name, weight in weights.items()}
     files = directory.save(output, config, cast, vocabulary_size=vocabulary_size)
-    if tokenizer is not None:
-        files += _save_tokenizer(tokenizer, output)
-    return Exchange(config, loaded_step, config.parameters().total, tuple(str(file) for file in files))
+    own = tokenizers.write(words[1], words[0], output, config) if words is not None else []
+    written = tuple(str(file) for file in files + own)
+    return Exchange(config, loaded_step, config.parameters().total, written, str(own[0]) if own else None)
 
 
 def read_checkpoint(
@@ -89,7 +99,8 @@ def _check_rows(config: ModelConfig, vocabulary_size: int | None) -> None:
 
 
 def from_hugging_face(source: Path, uri: str, pad_vocabulary_to: int = 8) -> Exchange:
-    """A model directory as the committed checkpoint of step 0: fp32 weights, fresh optimiser state.
+    """A model directory as the committed checkpoint of step 0: fp32 weights, fresh optimiser state; its tokenizer, if
+    it has one, beside it in the root.
 
     Raises ConversionError, CheckpointError where there are checkpoints already, OSError.
     """
@@ -97,6 +108,9 @@ def from_hugging_face(source: Path, uri: str, pad_vocabulary_to: int = 8) -> Exc
     if store.exists() and store.candidates():
         raise CheckpointError(f"{store.files.path('')}: holds checkpoints already; name an empty or new directory")
     config, weights = directory.load(source, pad_vocabulary_to)
+    words = tokenizers.find(source)
+    content = words.read_bytes() if words is not None else b""
+    encoder = tokenizers.check(content, str(words), config.vocabulary_size) if words is not None else None
     model = {name: weight.to(torch.float32).contiguous() for name, weight in weights.items()}
     state = {
         "model": model,
@@ -107,11 +121,13 @@ def from_hugging_face(source: Path, uri: str, pad_vocabulary_to: int = 8) -> Exc
         },
     }
     checkpointer = Checkpointer(store, attempt=0, owner=OWNER)
-    checkpointer.save(0, state, _meta(config, source))
+    meta = _meta(config, source) | ({"tokenizer": encoder.sha256} if encoder is not None else {})
+    checkpointer.save(0, state, meta)
     checkpointer.wait()
     committed = checkpointer.poll()
     checkpointer.close()
-    return Exchange(config, 0, config.parameters().total, tuple(ref.path for ref in committed))
+    own = tokenizers.keep(store, encoder, content) if encoder is not None else None
+    return Exchange(config, 0, config.parameters().total, tuple(ref.path for ref in committed), own)
 
 
 def _meta(config: ModelConfig, source: Path) -> dict[str, Any]:
@@ -157,18 +173,3 @@ def empty_weights(config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in build(config).named_parameters()}
     return {name: torch.empty(shape, dtype=torch.float32) for name, shape in shapes.items()}
-
-
-def _save_tokenizer(tokenizer: Path, output: Path) -> list[Path]:
-    target, settings = output / "tokenizer.json", output / "tokenizer_config.json"
-    text = tokenizer.read_text(encoding="utf-8")
-    try:
-        added = json.loads(text).get("added_tokens", [])
-    except (ValueError, AttributeError):
-        raise ConversionError(f"{tokenizer}: not a tokenizer.json") from None
-    known = {entry.get("content") for entry in added}
-    special = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    target.write_text(text, encoding="utf-8")
-    names = {kind: token for kind, token in special.items() if token in known}
-    settings.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}, indent=2) + "\n")
-    return [target, settings]

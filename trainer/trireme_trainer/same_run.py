@@ -35,14 +35,26 @@ def check_model(
         )
 
 
+def check_tokenizer(meta: Mapping[str, Any], sha256: str | None, path: str) -> None:
+    """Raises BadData where imported weights came with another tokenizer than the data were made with (None: with
+    none)."""
+    own = meta.get("tokenizer")
+    if own is not None and own != sha256:
+        raise BadData(
+            f"data.sources[0].path: made with another tokenizer than the weights of {path} were; prepare it with "
+            "--tokenizer FILE of the one beside that checkpoint"
+        )
+
+
 def check_same_run(
     meta: Mapping[str, Any], recipe: Recipe, config: ModelConfig, samples: Samples, path: str, *, new_data: bool = False
 ) -> None:
     """Raises BadRecipe or BadData, naming the fields, where going on from this checkpoint would not be the same run.
     `new_data`: a session of other mega-batches begins with it."""
     check_model(meta, config, path)
-    if "imported" in meta:
-        return  # weights alone: no batch was trained and no sample read yet
+    if "imported" in meta:  # weights alone: no batch was trained and no sample read yet
+        check_tokenizer(meta, samples.tokenizer, path)
+        return
     if meta.get("batchTokens") != recipe.batch.tokens:
         raise BadRecipe(
             f"batch.tokens: was {meta.get('batchTokens')} when {path} was written, is {recipe.batch.tokens}: the "

@@ -115,6 +115,7 @@ class Mixture:
         first = self._corpora[0].manifest
         self.parts = compose(self.sources, [corpus.manifest for corpus in self._corpora], spec)
         self.vocabulary_size = first.vocabulary
+        self.tokenizer: str | None = first.tokenizer.sha256
         self.end_of_document = first.tokenizer.end_of_document
         self._packed = [
             PackedSource(corpus.train, sequence_length, derive(seed, i)) for i, corpus in enumerate(self._corpora)

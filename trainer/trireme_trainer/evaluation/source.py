@@ -14,7 +14,7 @@ from trireme_trainer.data.tokenizer import Encoder, open_encoder
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.exchange import read_checkpoint, read_meta
 from trireme_trainer.families import LanguageModel, build
-from trireme_trainer.families.convert import directory
+from trireme_trainer.families.convert import directory, tokenizers
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,19 @@ def load(
         # Rows that only pad the table would take a share of the probability.
         config, weights = directory.load(path, pad_vocabulary_to=1)
         check(config)
-        if tokenizer is None and (path / "tokenizer.json").is_file():
-            tokenizer = path / "tokenizer.json"
+        own = tokenizers.find(path)
+        words = (str(own), own.read_bytes()) if own is not None else None
     else:
         config, loaded_step, weights = read_checkpoint(where, step, check)
-        _, meta = read_meta(CheckpointStore(where), loaded_step)
+        store = CheckpointStore(where)
+        _, meta = read_meta(store, loaded_step)
+        words = tokenizers.kept(store)
         masking = MaskingSpec.model_validate((meta.get("data") or {}).get("masking") or {})
     with torch.device("meta"):
         model = build(config)
     weights = {name: weight.to(device=device, dtype=dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)
-    encoder = open_encoder(tokenizer.read_bytes(), str(tokenizer)) if tokenizer else None
+    if tokenizer is not None:
+        words = str(tokenizer), tokenizer.read_bytes()
+    encoder = open_encoder(words[1], words[0]) if words is not None else None
     return Source(model, config, loaded_step, encoder, masking)

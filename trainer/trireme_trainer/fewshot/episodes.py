@@ -48,6 +48,7 @@ class Episodes:
         self.held_out: list[int] = sorted(order[:held_out])
         self.trained: list[int] = sorted(order[held_out:])
         self.vocabulary_size = family.vocabulary_size
+        self.tokenizer: str | None = None
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Episodes:

@@ -16,6 +16,8 @@ class Samples(Protocol):
     """What is trained on, as far as checkpoints need to know."""
 
     vocabulary_size: int
+    tokenizer: str | None
+    """sha256 of the file it was made with; None: with none."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class MaskedText:
         data = recipe.data.model_copy(update={"sequence_length": self.sequence_length - 2})
         self.mixture: Mixture = Mixture.from_recipe(recipe.model_copy(update={"data": data}))
         self.vocabulary_size = self.mixture.vocabulary_size
+        self.tokenizer = self.mixture.tokenizer
         special = self.mixture.special_tokens()
         self.blocks = MaskedBlocks(self._spec, special, self.vocabulary_size, self.sequence_length)
         self._key = derive(recipe.seed, _MASKS)
