@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,16 +20,16 @@ from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.schedule import learning_rate
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Learner:
     """A model with its initial values, its data and its optimiser, as a recipe has them; one micro-batch a step."""
 
-    def __init__(self, spec: Recipe, device: torch.device = CPU) -> None:
-        self._spec, self._device = spec, device
+    def __init__(self, spec: Recipe) -> None:
+        self._spec = spec
         self.config = check_recipe(spec)
-        self.model: LanguageModel = build(self.config).to(device)
+        self.model: LanguageModel = build(self.config).to(DEVICE)
         initialise(self.model, spec.seed)
         self.mixture = Mixture.from_recipe(spec)
         self._objective = CausalLM(self.config.vocabulary_size)
@@ -62,9 +61,9 @@ class Learner:
         return sum(parts) / len(parts)
 
     def _loss(self, blocks: Sequence[NDArray[Any]]) -> Tensor:
-        tokens = torch.from_numpy(np.stack(blocks)).to(self._device)
+        tokens = torch.from_numpy(np.stack(blocks)).to(DEVICE)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        return self._objective(self.model, inputs, targets, torch.tensor(float(targets.numel()), device=self._device))
+        return self._objective(self.model, inputs, targets, torch.tensor(float(targets.numel()), device=DEVICE))
 
 
 def finite(loss: float, digits: int = 5) -> float | None:
@@ -74,7 +73,6 @@ def finite(loss: float, digits: int = 5) -> float | None:
 def learn(spec: Recipe, probes: Sequence[int], held_out: int) -> dict[str, Any]:
     """Trains by `spec`. `probes`: steps after which the loss on `held_out` blocks is measured, nats per token; None
     where it is not finite."""
-    began = time.perf_counter()
     learner = Learner(spec)
     losses, told = [], []
     for step, loss in learner.steps():
@@ -86,5 +84,4 @@ def learn(spec: Recipe, probes: Sequence[int], held_out: int) -> dict[str, Any]:
     return {
         "probes": list(probes), "heldOutLosses": told, "losses": losses[::10], "parameters": count.total,
         "activated": count.activated, "flopsPerToken": config.train_flops_per_token(spec.data.sequence_length),
-        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip

@@ -4,30 +4,27 @@
     python benchmarks/papers/moe/run.py --steps 4000 --layers 6 --width 256   # where there is time
 
 Same width, layers, batches and settings; every second block of a mixture has experts of the dense layer's size. The
-learning rate stays constant after warm-up, so that each point of a curve is a model one could have stopped at. Each
-finished run is written at once; started again, it goes on with those that are missing.
+learning rate stays constant after warm-up, so that each point of a curve is a model one could have stopped at.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from trireme_api.recipe import Recipe
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import learning  # noqa: E402
-import processes  # noqa: E402
-import text  # noqa: E402
+import learning
+from miniature import Miniature, Options, Run, Runs, english, main, seeds
 
 VOCABULARY, LENGTH, ROWS = 512, 64, 16
 HELD_OUT, PROBE = 64, 10
@@ -37,10 +34,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "8 experts": {"preset": "moe-tiny", "experts": 8},
 }
 COLOURS = {"dense": "tab:gray", "8 experts": "tab:blue"}
-Runs = dict[str, dict[str, Any]]
 
 
-def recipe(corpus: Path, model: str, seed: int, options: argparse.Namespace) -> Recipe:
+def recipe(options: Options, model: str, seed: int, corpus: Path) -> Recipe:
     tokens = ROWS * LENGTH
     own = dict(MODELS[model])
     shape = {
@@ -59,8 +55,18 @@ def recipe(corpus: Path, model: str, seed: int, options: argparse.Namespace) -> 
     })  # fmt: skip
 
 
+def run(options: Options, model: str, seed: int, corpus: Path) -> Run:
+    return learning.learn(recipe(options, model, seed, corpus), range(PROBE, options.steps + 1, PROBE), HELD_OUT)
+
+
 def key(model: str, seed: int) -> str:
     return f"{model}; seed {seed}"
+
+
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], Run]]]:
+    for seed in seeds(options):
+        for model in MODELS:
+            yield key(model, seed), partial(run, options, model, seed)
 
 
 def curve(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -80,14 +86,14 @@ def reached(points: list[tuple[float, float]], loss: float) -> float | None:
     return None
 
 
-def summary(runs: Runs, seeds: list[int]) -> list[str]:
+def table(options: Options, runs: Runs) -> list[str]:
     lines = [
         "| model | parameters | activated | MFLOP a token | held-out loss at the end | by seed |",
         "|---|--:|--:|--:|--:|---|",
     ]
     for model in MODELS:
-        row = runs[key(model, seeds[0])]
-        ends = [curve(runs[key(model, seed)])[-1][1] for seed in seeds]
+        row = runs[key(model, 1)]
+        ends = [curve(runs[key(model, seed)])[-1][1] for seed in seeds(options)]
         lines.append(
             f"| {model} | {row['parameters']:,} | {row['activated']:,} | {row['flopsPerToken'] / 1e6:.2f} "
             f"| {statistics.mean(ends):.3f} | {', '.join(f'{loss:.3f}' for loss in ends)} |"
@@ -96,7 +102,7 @@ def summary(runs: Runs, seeds: list[int]) -> list[str]:
     lines.append("|---" + "|--:" * len(MODELS) + "|---|")
     for share in (0.5, 0.75, 1.0):
         spent: dict[str, list[float | None]] = {model: [] for model in MODELS}
-        for seed in seeds:
+        for seed in seeds(options):
             dense = curve(runs[key("dense", seed)])
             target = dense[round(share * len(dense)) - 1][1]
             for model in MODELS:
@@ -113,56 +119,26 @@ def summary(runs: Runs, seeds: list[int]) -> list[str]:
     return lines
 
 
-def plot(runs: Runs, seeds: list[int], path: Path) -> None:
+def plot(options: Options, runs: Runs) -> Figure:
     """Held-out loss over training FLOPs, a line per seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for model in MODELS:
-        for number, seed in enumerate(seeds):
+        for number, seed in enumerate(seeds(options)):
             spent, losses = zip(*curve(runs[key(model, seed)]), strict=True)
             axes.plot(spent, losses, color=COLOURS[model], alpha=0.8, label="" if number else model)
     axes.set(xscale="log", xlabel="training GFLOP", ylabel="held-out loss, nats a token")
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-3, help="learning rate after warm-up")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    shape = {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")}
-    result: dict[str, Any] = {"machine": processes.machine(), "text": text.name(), "shape": shape, "runs": {}}
-    if options.output.exists():
-        known = json.loads(options.output.read_text())
-        if (known["shape"], known["text"]) == (shape, result["text"]):
-            result = known
-    seeds = list(range(1, options.seeds + 1))
-    with tempfile.TemporaryDirectory(prefix="moe-") as directory:
-        corpus = text.make_corpus(options.work or Path(directory), VOCABULARY)
-        for seed in seeds:
-            for model in MODELS:
-                name = key(model, seed)
-                if name in result["runs"]:
-                    continue
-                probes = range(PROBE, options.steps + 1, PROBE)
-                result["runs"][name] = learning.learn(recipe(corpus, model, seed, options), probes, HELD_OUT)
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
-                row = result["runs"][name]
-                print(f"{name}: {row['heldOutLosses'][-1]} after {row['seconds']} s", flush=True)
-    print("\n".join(summary(result["runs"], seeds)))
-    plot(result["runs"], seeds, options.output.with_suffix(".svg"))
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={"steps": 120, "layers": 2, "width": 32, "rate": 5e-3, "seeds": 3},
+    quick={"steps": 20, "seeds": 1},
+    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")},
+    corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)

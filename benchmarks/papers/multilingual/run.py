@@ -4,32 +4,29 @@ another.
     python benchmarks/papers/multilingual/run.py             # a few minutes on one idle core
 
 Real text: Debian's translated manual pages in eight languages, one SentencePiece model for all. Three mixtures, the
-same model and number of tokens: as much as there is of each language, XLM-R's temperature, and factors as XGLM's. Each
-finished run is written at once; started again, it goes on with those that are missing.
+same model and number of tokens: as much as there is of each language, XLM-R's temperature, and factors as XGLM's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import tempfile
-import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from trireme_api.recipe import Recipe
 from trireme_trainer.evaluation.training import during_training
 from trireme_trainer.parallel.world import World
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import languages  # noqa: E402
-import learning  # noqa: E402
-import processes  # noqa: E402
+import languages
+import learning
+from miniature import Miniature, Options, Run, Runs, eight_languages, main, seeds, spread
 
 VOCABULARY, LENGTH, ROWS = 2048, 64, 16
 HELD_OUT = 8192
@@ -43,7 +40,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 MUCH = ("de", "fr", "ru", "es")
 
 
-def recipe(corpora: dict[str, Path], mixture: str, seed: int, options: argparse.Namespace) -> Recipe:
+def recipe(options: Options, mixture: str, seed: int, corpora: dict[str, Path]) -> Recipe:
     tokens = ROWS * LENGTH
     shape = {
         "layers": options.layers, "width": options.width, "heads": options.width // 32, "dropout": 0.0,
@@ -63,16 +60,15 @@ def recipe(corpora: dict[str, Path], mixture: str, seed: int, options: argparse.
     })  # fmt: skip
 
 
-def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
+def run(options: Options, mixture: str, seed: int, corpora: dict[str, Path]) -> Run:
     """One training: shares and epochs, and at the end bits per byte and perplexity by language."""
-    began = time.perf_counter()
-    learner = learning.Learner(spec, device)
-    mixture = learner.mixture
-    suite = during_training(spec, learner.config, mixture.directories)
+    spec = recipe(options, mixture, seed, corpora)
+    learner = learning.Learner(spec)
+    suite = during_training(spec, learner.config, learner.mixture.directories)
     losses = [loss for _, loss in learner.steps()]
-    found = suite.run(learner.model, World(0, 1, 0, 1, device))["heldOut"]
+    found = suite.run(learner.model, World(0, 1, 0, 1, learning.DEVICE))["heldOut"]
     by_language = {row["language"]: row for row in found if row["source"] is None}
-    told = {row["language"]: row for row in mixture.told(spec.total_steps * ROWS)}
+    told = {row["language"]: row for row in learner.mixture.told(spec.total_steps * ROWS)}
     return {
         "languages": {
             name: {
@@ -82,7 +78,6 @@ def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
             for name, row in by_language.items()
         },
         "losses": [round(x, 4) for x in losses[::10]], "parameters": learner.config.parameters().total,
-        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -90,48 +85,43 @@ def key(mixture: str, seed: int) -> str:
     return f"{mixture}, seed {seed}"
 
 
-def cell(runs: dict[str, dict[str, Any]], mixture: str, language: str, seeds: list[int]) -> str:
-    found = [runs[key(mixture, seed)]["languages"][language] for seed in seeds]
-    bits = [one["bitsPerByte"] for one in found]
-    return f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})"
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[dict[str, Path]], Run]]]:
+    for seed in seeds(options):
+        for mixture in MIXTURES:
+            yield key(mixture, seed), partial(run, options, mixture, seed)
 
 
-def summary(runs: dict[str, dict[str, Any]], seeds: list[int]) -> list[str]:
+def table(options: Options, runs: Runs) -> list[str]:
+    def bits(mixture: str, seed: int, language: str) -> float:
+        return float(runs[key(mixture, seed)]["languages"][language]["bitsPerByte"])
+
     head = " | ".join(f"{name}: share, epochs | bits per byte" for name in MIXTURES)
     lines = [f"| | training tokens | {head} |", f"|---|--:|{'--:|--:|' * len(MIXTURES)}"]
     for language in languages.LANGUAGES:
         cells = []
         for mixture in MIXTURES:
-            one = runs[key(mixture, seeds[0])]["languages"][language]
-            cells += [f"{one['share']:.3f}, {one['epochs']:.2f}", cell(runs, mixture, language, seeds)]
-        tokens = runs[key("as they come", seeds[0])]["languages"][language]["tokens"]
+            one = runs[key(mixture, 1)]["languages"][language]
+            found = [bits(mixture, seed, language) for seed in seeds(options)]
+            cells += [f"{one['share']:.3f}, {one['epochs']:.2f}", spread(found)]
+        tokens = runs[key("as they come", 1)]["languages"][language]["tokens"]
         lines.append(f"| {language} | {tokens:,} | {' | '.join(cells)} |")
     for name, group in (("mean of the four with much", MUCH), ("mean of the four with little", ())):
         chosen = group or tuple(language for language in languages.LANGUAGES if language not in MUCH)
         cells = []
         for mixture in MIXTURES:
-            means = [
-                statistics.mean(runs[key(mixture, seed)]["languages"][one]["bitsPerByte"] for one in chosen)
-                for seed in seeds
-            ]
-            cells += ["", f"{statistics.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})"]
+            means = [statistics.mean(bits(mixture, seed, one) for one in chosen) for seed in seeds(options)]
+            cells += ["", spread(means)]
         lines.append(f"| {name} | | {' | '.join(cells)} |")
     return lines
 
 
-def plot(runs: dict[str, dict[str, Any]], seeds: list[int], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "multilingual"
+def plot(options: Options, runs: Runs) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     places = range(len(languages.LANGUAGES))
     for mixture, colour in zip(MIXTURES, ("tab:gray", "tab:blue", "tab:orange"), strict=True):
         by_seed = [
             [runs[key(mixture, seed)]["languages"][name]["bitsPerByte"] for name in languages.LANGUAGES]
-            for seed in seeds
+            for seed in seeds(options)
         ]
         axes.plot(places, [statistics.mean(column) for column in zip(*by_seed, strict=True)], "-", color=colour)
         for number, values in enumerate(by_seed):
@@ -139,40 +129,17 @@ def plot(runs: dict[str, dict[str, Any]], seeds: list[int], path: Path) -> None:
     axes.set_xticks(list(places), languages.LANGUAGES)
     axes.set(xlabel="language, from most text to least", ylabel="held-out bits per byte")
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)
-    shape = {name: getattr(options, name) for name in ("steps", "layers", "width")}
-    with tempfile.TemporaryDirectory(prefix="multilingual-") as directory:
-        corpora, packages = languages.make_corpora(options.work or Path(directory), VOCABULARY)
-        result: dict[str, Any] = {"machine": processes.machine(), "text": packages, "shape": shape, "runs": {}}
-        if options.output.exists():
-            known = json.loads(options.output.read_text())
-            if known["shape"] == shape and known["text"] == packages:
-                result = known
-        seeds = list(range(1, options.seeds + 1))
-        for seed in seeds:
-            for mixture in MIXTURES:
-                name = key(mixture, seed)
-                if name in result["runs"]:
-                    continue
-                result["runs"][name] = run(recipe(corpora, mixture, seed, options), device)
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
-                print(f"{name}: {result['runs'][name]['seconds']} s", flush=True)
-    print("\n".join(summary(result["runs"], seeds)))
-    plot(result["runs"], seeds, options.output.with_suffix(".svg"))
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={"steps": 200, "layers": 2, "width": 64, "seeds": 3},
+    quick={"steps": 10, "seeds": 1},
+    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width")},
+    corpus=eight_languages(VOCABULARY), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)

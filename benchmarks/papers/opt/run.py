@@ -1,45 +1,40 @@
-"""OPT (2205.01068) in miniature: does the loss fall with size, at equal tokens? Four sizes, the same text, seeds.
+"""OPT (2205.01068) in miniature: does the loss fall with size, at equal tokens? Five sizes, the same text, seeds.
 
-    python benchmarks/papers/opt/run.py             # some minutes on one idle core
-    python benchmarks/papers/opt/run.py --steps 2000 --widths 64 128 256 512   # where there is time
+    python benchmarks/papers/opt/run.py             # about ten minutes on one idle core
+    python benchmarks/papers/opt/run.py --steps 2000 --widths 64 128 256 512 --output big.json   # where there is time
 
-All sizes of a seed see the same batches and are judged on the same held-out text. Each finished run is written at once;
-started again, it goes on with those that are missing.
+All sizes of a seed see the same batches and are judged on the same held-out text. Each size has its own learning rate:
+of the same few, the best on a seed that is not measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from matplotlib.figure import Figure
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import learning  # noqa: E402
-import processes  # noqa: E402
-import text  # noqa: E402
+import learning
+from miniature import TUNING, Miniature, Options, Run, Runs, best, english, main, seeds
 
 VOCABULARY, LENGTH, ROWS, LAYERS = 512, 64, 16, 2
-WIDTHS = [8, 16, 32, 64]
-HELD_OUT = 128
+HELD_OUT = 256
 """Blocks of held-out text."""
-Runs = dict[str, dict[str, Any]]
 Points = list[tuple[int, list[float]]]
 
 
-def recipe(corpus: Path, width: int, rate: float, seed: int, steps: int) -> Recipe:
+def recipe(options: Options, width: int, rate: float, seed: int, corpus: Path) -> Recipe:
     """OPT's settings (§2.2) but for sizes and rates: AdamW 0.9, 0.95, decay 0.1, clipping at 1, linear to 10 %."""
     tokens = ROWS * LENGTH
     shape = {
@@ -52,11 +47,19 @@ def recipe(corpus: Path, width: int, rate: float, seed: int, steps: int) -> Reci
         "data": {"sources": [{"path": str(corpus)}], "sequenceLength": LENGTH},
         "batch": {"tokens": tokens, "micro": ROWS},
         "optimizer": {"learningRate": rate},
-        "schedule": {"warmupTokens": steps // 10 * tokens},
+        "schedule": {"warmupTokens": options.steps // 10 * tokens},
         "precision": "fp32",
-        "until": {"steps": steps},
+        "until": {"steps": options.steps},
         "seed": seed,
     })  # fmt: skip
+
+
+def run(options: Options, width: int, rate: float, seed: int, corpus: Path) -> Run:
+    spec = recipe(options, width, rate, seed, corpus)
+    config = check_recipe(spec)
+    found = learning.learn(spec, [options.steps // 2, options.steps], HELD_OUT)
+    return {**found, "heldOutLoss": found["heldOutLosses"][-1],
+            "blockParameters": config.layers * config.block_parameters()}  # fmt: skip
 
 
 def key(width: int, rate: float, seed: int) -> str:
@@ -71,86 +74,82 @@ def fit(sizes: list[int], losses: list[float]) -> tuple[float, float, float]:
     return math.exp(intercept), -float(slope), 1 - float(left.var() / y.var())
 
 
-def table(runs: Runs, widths: list[int], rates: list[float], seeds: list[int]) -> tuple[list[str], Points]:
-    """Lines, and (parameters of the blocks, losses by seed) of each size at its best rate."""
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], Run]]]:
+    for width in options.widths:
+        for rate in options.rates:
+            yield key(width, rate, TUNING), partial(run, options, width, rate, TUNING)
+    for seed in seeds(options):
+        for width in options.widths:
+            rate = best_rate(options, runs, width)
+            yield key(width, rate, seed), partial(run, options, width, rate, seed)
+
+
+def best_rate(options: Options, runs: Runs, width: int) -> float:
+    return best(options.rates, lambda rate: runs[key(width, rate, TUNING)]["heldOutLoss"])
+
+
+def points(options: Options, runs: Runs) -> Points:
+    """(parameters of the blocks, losses by seed) of each size at its rate."""
+    found: Points = []
+    for width in options.widths:
+        mine = [runs[key(width, best_rate(options, runs, width), seed)] for seed in seeds(options)]
+        found.append((mine[0]["blockParameters"], [one["heldOutLoss"] or math.inf for one in mine]))
+    return found
+
+
+def table(options: Options, runs: Runs) -> list[str]:
     lines = [
-        "| width | parameters | of them in blocks | MFLOP a token | best rate | held-out loss | by seed |",
-        "|--:|--:|--:|--:|--:|--:|---|",
+        f"| width | {' | '.join(f'rate {rate:g}' for rate in options.rates)} |",
+        "|--:|" + "--:|" * len(options.rates),
     ]
-    points: Points = []
-    for width in widths:
-        def losses(rate: float, width: int = width) -> list[float]:
-            return [runs[key(width, rate, seed)]["heldOutLosses"][-1] or math.inf for seed in seeds]
-
-        rate = min(rates, key=lambda rate: statistics.mean(losses(rate)))
-        row = runs[key(width, rate, seeds[0])]
-        found = losses(rate)
-        points.append((row["blockParameters"], found))
+    for width in options.widths:
+        tried = [runs[key(width, rate, TUNING)]["heldOutLoss"] for rate in options.rates]
+        lines.append(f"| {width} | {' | '.join('diverged' if loss is None else f'{loss:.3f}' for loss in tried)} |")
+    lines += [
+        "", "| width | parameters | of them in blocks, N | MFLOP a token | rate | held-out loss | by seed |",
+        "|--:|--:|--:|--:|--:|--:|---|",
+    ]  # fmt: skip
+    found = points(options, runs)
+    for width, (blocks, losses) in zip(options.widths, found, strict=True):
+        rate = best_rate(options, runs, width)
+        row = runs[key(width, rate, 1)]
         lines.append(
-            f"| {width} | {row['parameters']:,} | {row['blockParameters']:,} | {row['flopsPerToken'] / 1e6:.2f} "
-            f"| {rate:g} | {statistics.mean(found):.3f} | {', '.join(f'{loss:.3f}' for loss in found)} |"
+            f"| {width} | {row['parameters']:,} | {blocks:,} | {row['flopsPerToken'] / 1e6:.2f} "
+            f"| {rate:g} | {statistics.mean(losses):.3f} | {', '.join(f'{loss:.3f}' for loss in losses)} |"
         )
-    return lines, points
+    sizes = [size for size, _ in found]
+    each = {f"seed {seed}": [losses[number] for _, losses in found] for number, seed in enumerate(seeds(options))}
+    each["mean"] = [statistics.mean(losses) for _, losses in found]
+    lines += ["", "| | power law | R² | falls from each size to the next |", "|---|---|--:|---|"]
+    for name, losses in each.items():
+        scale, slope, share = fit(sizes, losses)
+        falls = all(b < a for a, b in itertools.pairwise(losses))
+        lines.append(f"| {name} | {scale:.2f} · N^-{slope:.3f} | {share:.3f} | {'yes' if falls else 'no'} |")
+    return lines
 
 
-def plot(points: Points, path: Path) -> None:
+def plot(options: Options, runs: Runs) -> Figure:
     """Held-out loss over the blocks' parameters, both logarithmic; a point per seed and the fitted line."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    sizes = [size for size, _ in points]
-    scale, slope, _ = fit(sizes, [statistics.mean(found) for _, found in points])
+    found = points(options, runs)
+    sizes = [size for size, _ in found]
+    scale, slope, _ = fit(sizes, [statistics.mean(losses) for _, losses in found])
     axes.plot(sizes, [scale * size**-slope for size in sizes], color="black", label=f"{scale:.2f} · N^-{slope:.3f}")
-    for size, found in points:
-        axes.plot([size] * len(found), found, "o", color="tab:blue", alpha=0.6)
+    for size, losses in found:
+        axes.plot([size] * len(losses), losses, "o", color="tab:blue", alpha=0.6)
     axes.set(xscale="log", yscale="log", xlabel="parameters of the blocks, N", ylabel="held-out loss, nats a token")
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-2], help="peak learning rates tried")
-    parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    shape = {"steps": options.steps, "layers": LAYERS, "tokens": options.steps * ROWS * LENGTH}
-    result: dict[str, Any] = {"machine": processes.machine(), "text": text.name(), "shape": shape, "runs": {}}
-    if options.output.exists():
-        known = json.loads(options.output.read_text())
-        if (known["shape"], known["text"]) == (shape, result["text"]):
-            result = known
-    seeds = list(range(1, options.seeds + 1))
-    with tempfile.TemporaryDirectory(prefix="opt-") as directory:
-        corpus = text.make_corpus(options.work or Path(directory), VOCABULARY)
-        for seed in seeds:
-            for width in options.widths:
-                for rate in options.rates:
-                    name = key(width, rate, seed)
-                    if name in result["runs"]:
-                        continue
-                    spec = recipe(corpus, width, rate, seed, options.steps)
-                    config = check_recipe(spec)
-                    found = learning.learn(spec, [options.steps], HELD_OUT)
-                    result["runs"][name] = {**found, "blockParameters": config.layers * config.block_parameters()}
-                    options.output.write_text(json.dumps(result, indent=1) + "\n")
-                    print(f"{name}: {found['heldOutLosses']} after {found['seconds']} s", flush=True)
-    lines, points = table(result["runs"], options.widths, options.rates, seeds)
-    print("\n".join(lines))
-    for number, seed in enumerate([*seeds, "mean"]):
-        losses = [found[number] if seed != "mean" else statistics.mean(found) for _, found in points]
-        scale, slope, share = fit([size for size, _ in points], losses)
-        falls = all(b < a for a, b in itertools.pairwise(losses))
-        print(f"seed {seed}: {scale:.3f} N^-{slope:.4f}, R² {share:.3f}, falls from each size to the next: {falls}")
-    plot(points, options.output.with_suffix(".svg"))
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={"steps": 500, "seeds": 3, "widths": [8, 16, 32, 64, 128], "rates": [2.5e-3, 5e-3, 1e-2, 2e-2]},
+    quick={"steps": 10, "seeds": 1, "widths": [8, 32], "rates": [1e-2]},
+    shape=lambda options: {"steps": options.steps, "layers": LAYERS, "tokens": options.steps * ROWS * LENGTH},
+    corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)

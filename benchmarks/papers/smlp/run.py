@@ -4,32 +4,29 @@
     python benchmarks/papers/smlp/run.py --steps 2000 --layers 12 --width 256   # where there is a GPU or time
 
 All have the same width, number of blocks, batches and learning rate; one inner width of each is set so that a token
-costs as many forward FLOPs as in the dense Transformer. Each finished run is written at once; started again, it goes on
-with those that are missing.
+costs as many forward FLOPs as in the dense Transformer.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import tempfile
-import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from trireme_api.families import ModelConfig, resolve
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_trainer.layers.auxiliary import set_share
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import learning  # noqa: E402
-import processes  # noqa: E402
-import text  # noqa: E402
+import learning
+from miniature import Miniature, Options, Run, Runs, english, main, seeds, spread
 
 VOCABULARY, LENGTH, ROWS, EXPERTS = 512, 64, 8, 8
 HELD_OUT, HELD_OUT_ON_THE_WAY = 128, 32
@@ -52,7 +49,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
 }
 
 
-def model_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def model_of(name: str, options: Options) -> dict[str, Any]:
     """As a recipe has it, with as many FLOPs as the dense Transformer whose inner width is four times its width."""
     target = resolve(ModelSpec(preset="gpt-tiny", overrides=_shape("gpt-tiny", options)))
     preset, overrides, width, multiple = MODELS[name]
@@ -67,7 +64,7 @@ def model_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"preset": preset, "overrides": {**shape, width: best}}
 
 
-def _shape(preset: str, options: argparse.Namespace) -> dict[str, Any]:
+def _shape(preset: str, options: Options) -> dict[str, Any]:
     shape = {
         "layers": options.layers, "width": options.width, "dropout": 0.0, "vocabularySize": VOCABULARY,
         "maximumPositions": LENGTH,
@@ -77,7 +74,7 @@ def _shape(preset: str, options: argparse.Namespace) -> dict[str, Any]:
     return shape
 
 
-def recipe(corpus: Path, name: str, seed: int, options: argparse.Namespace) -> Recipe:
+def recipe(options: Options, name: str, seed: int, corpus: Path) -> Recipe:
     tokens = ROWS * LENGTH
     return Recipe.model_validate({
         "model": model_of(name, options),
@@ -91,12 +88,12 @@ def recipe(corpus: Path, name: str, seed: int, options: argparse.Namespace) -> R
     })  # fmt: skip
 
 
-def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
+def run(options: Options, name: str, seed: int, corpus: Path) -> Run:
     """One training: held-out loss at the end and on the way, in nats per token. Every router at evaluation: nothing
     dropped, BASE greedy, no position sees ahead."""
-    began = time.perf_counter()
-    learner = learning.Learner(spec, device)
-    set_share(learner.model, torch.ones((), device=device))
+    spec = recipe(options, name, seed, corpus)
+    learner = learning.Learner(spec)
+    set_share(learner.model, torch.ones((), device=learning.DEVICE))
     curve = []
     for step, _ in learner.steps():
         if step % (spec.total_steps // POINTS) == 0 and step < spec.total_steps:
@@ -105,7 +102,7 @@ def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
     curve.append([spec.total_steps, round(final, 4)])
     config = learner.config
     return {
-        "heldOutLoss": final, "curve": curve, "seconds": round(time.perf_counter() - began, 1),
+        "heldOutLoss": final, "curve": curve,
         "forwardFlopsPerToken": config.forward_flops_per_token(LENGTH), **_parameters(config),
     }  # fmt: skip
 
@@ -127,15 +124,15 @@ def steps_to(curve: list[list[float]], target: float) -> float | None:
     return None
 
 
-def summary(runs: dict[str, dict[str, Any]], seeds: list[int]) -> list[str]:
+def table(options: Options, runs: Runs) -> list[str]:
     lines = [
         "| model | parameters | activated | MFLOP a token | held-out loss | less than dense, by seed | "
         "steps to dense's loss | s a run |",
         "|---|--:|--:|--:|--:|---|--:|--:|",
     ]
     for name in MODELS:
-        mine = [runs[key(name, seed)] for seed in seeds]
-        dense = [runs[key(DENSE, seed)]["heldOutLoss"] for seed in seeds]
+        mine = [runs[key(name, seed)] for seed in seeds(options)]
+        dense = [runs[key(DENSE, seed)]["heldOutLoss"] for seed in seeds(options)]
         losses = [one["heldOutLoss"] for one in mine]
         apart = ", ".join(f"{a - b:+.3f}" for a, b in zip(losses, dense, strict=True))
         reached = [steps_to(one["curve"], target) for one, target in zip(mine, dense, strict=True)]
@@ -143,68 +140,47 @@ def summary(runs: dict[str, dict[str, Any]], seeds: list[int]) -> list[str]:
         size = f"{mine[0]['parameters']:,} | {mine[0]['activated']:,} | {mine[0]['forwardFlopsPerToken'] / 1e6:.3f}"
         lines.append(
             f"| {name} | {size} | "
-            f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f}) | {apart} | {steps} | "
+            f"{spread(losses)} | {apart} | {steps} | "
             f"{statistics.mean(one['seconds'] for one in mine):.0f} |"
         )
     return lines
 
 
-def plot(runs: dict[str, dict[str, Any]], seeds: list[int], path: Path) -> None:
+def plot(options: Options, runs: Runs) -> Figure:
     """Held-out loss over the run: means, and at the end a point per seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for place, name in enumerate(MODELS):
-        curves = [runs[key(name, seed)]["curve"] for seed in seeds]
+        curves = [runs[key(name, seed)]["curve"] for seed in seeds(options)]
         mean = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]
         style = "-" if name.startswith("sMLP") else "--" if name.startswith("dense") else ":"
         left.plot([point[0] for point in curves[0]], mean, style, color=f"C{place}", label=name)
-        right.plot([runs[key(name, s)]["heldOutLoss"] for s in seeds], [place] * len(seeds), "o", color=f"C{place}")
+        ends = [runs[key(name, seed)]["heldOutLoss"] for seed in seeds(options)]
+        right.plot(ends, [place] * len(ends), "o", color=f"C{place}")
     left.set(xlabel="step", ylabel="held-out loss, nats a token")
     left.legend(fontsize=7)
     right.set(xlabel="held-out loss at the end, nats a token", yticks=range(len(MODELS)), yticklabels=list(MODELS))
     right.invert_yaxis()
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
 def key(name: str, seed: int) -> str:
     return f"{name} {seed}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-2, help="peak learning rate of all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)
-    shape = {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")}
-    result: dict[str, Any] = {"machine": processes.machine(), "text": text.name(), "shape": shape, "runs": {}}
-    if options.output.exists():
-        known = json.loads(options.output.read_text())
-        if known["shape"] == shape and known["text"] == result["text"]:
-            result = known
-    with tempfile.TemporaryDirectory(prefix="smlp-") as directory:
-        corpus = text.make_corpus(options.work or Path(directory), VOCABULARY)
-        seeds = list(range(1, options.seeds + 1))
-        for seed in seeds:
-            for name in MODELS:
-                if key(name, seed) in result["runs"]:
-                    continue
-                result["runs"][key(name, seed)] = told = run(recipe(corpus, name, seed, options), device)
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
-                print(f"{key(name, seed)}: {told['heldOutLoss']:.4f} after {told['seconds']} s", flush=True)
-    print("\n".join(summary(result["runs"], seeds)))
-    plot(result["runs"], seeds, options.output.with_suffix(".svg"))
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], Run]]]:
+    for seed in seeds(options):
+        for name in MODELS:
+            yield key(name, seed), partial(run, options, name, seed)
+
+
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={"steps": 120, "layers": 4, "width": 64, "rate": 1e-2, "seeds": 3},
+    quick={"steps": 10, "seeds": 1},
+    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")},
+    corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)

@@ -64,7 +64,7 @@ METHODS = {
     "Matching Networks": Method({"innerSteps": 0, "outerGrad": "final"}, MatchingNetworks, SHOTS[1:], "tab:olive"),
     "CAVIA": Method({"innerSteps": INNER, "outerGrad": "final"}, Cavia, colour="tab:green"),
 }  # fmt: skip
-PASSES = {"classification": 2400, "transduction": 600, "path-finding": 600}
+PASSES = {"classification": 2400, "transduction": 4800, "path-finding": 600}
 """Forward and backward passes of a training, the same for every method."""
 LENGTHS = {"classification": 8, "transduction": 13, "path-finding": 14}
 HELD_OUT = {"classification": 16, "transduction": 16, "path-finding": 12}
