@@ -1,27 +1,27 @@
 """TAM (2012.09543) in miniature: accuracy on unseen tasks against the number of examples, beside every baseline, on the
 three kinds of generated tasks.
 
-    python benchmarks/papers/tam/run.py             # by estimate twenty minutes on one idle core
-    python benchmarks/papers/tam/run.py --quick     # one seed, a tenth of the training; prints, keeps nothing
+    python benchmarks/papers/tam/run.py             # about half an hour on one idle core
 
 All methods make as many passes over their episodes: one that takes four steps on an embedding per step on the weights
-makes a quarter of the steps of one that takes one. Each finished run is written at once; started again, it goes on
-with those that are missing.
+makes a quarter of the steps of one that takes one.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import build
@@ -33,12 +33,10 @@ from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
 from trireme_trainer.schedule import learning_rate
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import processes  # noqa: E402
+from miniature import Miniature, Options, Run, Runs, main, seeds
 
-Runs = dict[str, dict[str, Any]]
 TABLES = (("accuracy %", "accuracy", 100, 1), ("nats per answer token", "nats", 1, 2))
 """Title, figure of a run, factor, digits."""
 SHOTS = (0, 1, 2, 5, 10, 20)
@@ -71,7 +69,11 @@ HELD_OUT = {"classification": 16, "transduction": 16, "path-finding": 12}
 EXAMPLES, TASKS, QUERIES = 20, 4, 50
 
 
-def recipe(family: str, method: Method, seed: int, passes: int, options: argparse.Namespace) -> Recipe:
+def passes(options: Options, family: str) -> int:
+    return int(options.passes or PASSES[family])
+
+
+def recipe(options: Options, family: str, method: Method, seed: int) -> Recipe:
     length = LENGTHS[family]
     tokens = TASKS * EXAMPLES * length
     shape = {
@@ -94,13 +96,15 @@ def recipe(family: str, method: Method, seed: int, passes: int, options: argpars
         "until": {"steps": 1},
         "seed": seed,
     }  # fmt: skip
-    steps = passes // Recipe.model_validate(spec).episodes.passes
+    steps = passes(options, family) // Recipe.model_validate(spec).episodes.passes
     spec |= {"until": {"steps": steps}, "schedule": {"warmupTokens": steps // 20 * tokens, "finalFraction": 0.0}}
     return Recipe.model_validate(spec)
 
 
-def run(spec: Recipe, method: Method, draws: int) -> dict[str, Any]:
+def run(options: Options, family: str, name: str, seed: int, _: None) -> Run:
     """Trains, then asks the held-out tasks: mean over tasks and draws of the examples."""
+    method = METHODS[name]
+    spec = recipe(options, family, method, seed)
     config = check_recipe(spec)
     model = build(config)
     initialise(model, spec.seed)
@@ -123,7 +127,7 @@ def run(spec: Recipe, method: Method, draws: int) -> dict[str, Any]:
     tasks, few = objective.samples.held_out, spec.episodes
     for shots in method.shots:
         counted = torch.zeros(3, dtype=torch.float64)
-        for draw in range(draws):
+        for draw in range(options.draws):
             how = Few(shots, few.adaptation_steps, few.inner_learning_rate, few.queries, draw)
             counted += objective.learned_from(model, tasks, how).sum(0)
         right, asked, loss = counted.tolist()
@@ -131,7 +135,6 @@ def run(spec: Recipe, method: Method, draws: int) -> dict[str, Any]:
     return {
         "accuracy": accuracy, "nats": nats, "steps": spec.total_steps, "trainingSeconds": round(trained, 1),
         "trainingLoss": round(statistics.mean(losses[-50:]), 4), "parameters": config.parameters().total,
-        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -139,22 +142,29 @@ def key(family: str, method: str, seed: int) -> str:
     return f"{family}; {method}; seed {seed}"
 
 
-def of(runs: Runs, family: str, method: str, seeds: list[int], what: str, shots: int) -> list[float]:
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[None], Run]]]:
+    for seed in seeds(options):
+        for family in options.only:
+            for name in options.methods:
+                yield key(family, name, seed), partial(run, options, family, name, seed)
+
+
+def of(runs: Runs, family: str, method: str, among: list[int], what: str, shots: int) -> list[float]:
     """By seed, as far as it was run."""
-    told = (runs.get(key(family, method, seed), {}).get(what, {}) for seed in seeds)
+    told = (runs.get(key(family, method, seed), {}).get(what, {}) for seed in among)
     return [found[str(shots)] for found in told if str(shots) in found]
 
 
-def summary(runs: Runs, families: list[str], seeds: list[int]) -> list[str]:
+def table(options: Options, runs: Runs) -> list[str]:
     """Per family: accuracy and nats by number of examples; what is monotone in it; what the training took."""
-    lines = []
+    lines, families = [], options.only
     for family in families:
         for title, what, scale, digits in TABLES:
             lines += ["", f"| {family}, {title} | {' | '.join(f'k = {k}' for k in SHOTS)} |", "|---" + "|--:" * 6 + "|"]
             for name in METHODS:
                 cells = []
                 for shots in SHOTS:
-                    found = [scale * value for value in of(runs, family, name, seeds, what, shots)]
+                    found = [scale * value for value in of(runs, family, name, seeds(options), what, shots)]
                     if not found:
                         cells.append("")
                         continue
@@ -171,30 +181,27 @@ def summary(runs: Runs, families: list[str], seeds: list[int]) -> list[str]:
         cells = []
         for family in families:
             pairs = []
-            for seed in seeds:
+            for seed in seeds(options):
                 curve = [of(runs, family, name, [seed], "accuracy", k) for k in ks]
                 pairs += [(a[0], b[0]) for a, b in itertools.pairwise(curve) if a and b]
             cells.append(f"{sum(b > a for a, b in pairs)} of {len(pairs)}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"| seconds of training, median | {names} |", rule]
     for name in METHODS:
-        told = [[runs.get(key(family, name, seed), {}) for seed in seeds] for family in families]
+        told = [[runs.get(key(family, name, seed), {}) for seed in seeds(options)] for family in families]
         took = [[run["trainingSeconds"] for run in each if "trainingSeconds" in run] for each in told]
         lines.append(f"| {name} | {' | '.join(f'{statistics.median(each):.0f}' if each else '' for each in took)} |")
     return lines
 
 
-def plot(runs: Runs, families: list[str], seeds: list[int], path: Path) -> None:
+def plot(options: Options, runs: Runs) -> Figure:
     """Accuracy over the number of examples, a panel per family; a line joins means, bars reach from seed to seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(families), figsize=(4.3 * len(families), 3.8), layout="constrained")
-    for panel, family in zip(panels, families, strict=True):
+    families = options.only
+    size = (4.3 * len(families), 3.8)
+    figure, panels = plt.subplots(1, len(families), figsize=size, layout="constrained", squeeze=False)
+    for panel, family in zip(panels[0], families, strict=True):
         for name, method in METHODS.items():
-            seen = [of(runs, family, name, seeds, "accuracy", shots) for shots in method.shots]
+            seen = [of(runs, family, name, seeds(options), "accuracy", shots) for shots in method.shots]
             if not all(seen):
                 continue
             means = [100 * statistics.mean(found) for found in seen]
@@ -207,54 +214,25 @@ def plot(runs: Runs, families: list[str], seeds: list[int], path: Path) -> None:
             panel.errorbar(places, means, yerr=[below, above], color=method.colour, marker="o", capsize=2, label=name)
         panel.set(title=family, xlabel="examples of an unseen task, k", ylabel="answer tokens right, %")
         panel.set_xticks(range(len(SHOTS)), [str(k) for k in SHOTS])
-    panels[0].legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None})
+    panels[0][0].legend(fontsize=7)
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--passes", type=int, default=0, help="of training; left out: by family")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate of weights")
-    parser.add_argument("--inner", type=float, default=1.0, help="learning rate of embeddings")
-    parser.add_argument("--adapt", type=int, default=20, help="steps on the embedding of an unseen task")
-    parser.add_argument("--draws", type=int, default=1, help="of the examples to adapt with")
-    parser.add_argument("--only", nargs="+", default=list(LENGTHS), choices=list(LENGTHS), help="kinds of tasks")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--quick", action="store_true", help="a seed, a tenth of the training; keeps nothing")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    keeps = not options.quick
-    if options.quick:
-        options.seeds, options.draws = 1, 1
-    torch.set_num_threads(1)
-    shape = {name: getattr(options, name) for name in ("width", "rate", "inner", "adapt", "draws")}
-    shape |= {"lengths": LENGTHS, "heldOut": HELD_OUT}
-    result: dict[str, Any] = {"machine": processes.machine(), "shape": shape, "runs": {}}
-    if options.output.exists() and keeps:
-        known = json.loads(options.output.read_text())
-        if known["shape"] == shape:
-            result = known
-    seeds = list(range(1, options.seeds + 1))
-    for seed in seeds:
-        for family in options.only:
-            for name in options.methods:
-                told = key(family, name, seed)
-                passes = (options.passes or PASSES[family]) // (1 if keeps else 10)
-                if result["runs"].get(told, {}).get("passes") == passes:
-                    continue
-                made = recipe(family, METHODS[name], seed, passes, options)
-                result["runs"][told] = {"passes": passes, **run(made, METHODS[name], options.draws)}
-                if keeps:
-                    options.output.write_text(json.dumps(result, indent=1) + "\n")
-                row = result["runs"][told]
-                print(f"{told}: {row['accuracy']}, loss {row['trainingLoss']}, {row['seconds']} s", flush=True)
-    seeds = sorted({int(name.rpartition(" ")[2]) for name in result["runs"]})
-    print("\n".join(summary(result["runs"], list(LENGTHS), seeds)))
-    if keeps:
-        plot(result["runs"], list(LENGTHS), seeds, options.output.with_suffix(".svg"))
+def shape(options: Options) -> dict[str, Any]:
+    same = {name: getattr(options, name) for name in ("width", "rate", "inner", "adapt", "draws")}
+    return same | {"lengths": LENGTHS, "heldOut": HELD_OUT, "passes": {name: passes(options, name) for name in LENGTHS}}
+
+
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={
+        "seeds": 2, "passes": 0, "width": 32, "rate": 3e-3, "inner": 1.0, "adapt": 20, "draws": 1,
+        "only": list(LENGTHS), "methods": list(METHODS),
+    },
+    quick={"seeds": 1, "passes": 20, "adapt": 2},
+    shape=shape, corpus=lambda directory: (None, "generated tasks"), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)
