@@ -1,10 +1,11 @@
 """Mixtures of experts (2112.10684) in miniature: training FLOPs to reach a loss, dense against top-2 mixtures.
 
-    python benchmarks/papers/moe/run.py             # some minutes on one idle core
-    python benchmarks/papers/moe/run.py --steps 4000 --layers 6 --width 256   # where there is time
+    python benchmarks/papers/moe/run.py             # about ten minutes on one idle core
+    python benchmarks/papers/moe/run.py --steps 4000 --layers 6 --width 256 --output big.json   # where there is time
 
 Same width, layers, batches and settings; every second block of a mixture has experts of the dense layer's size. The
-learning rate stays constant after warm-up, so that each point of a curve is a model one could have stopped at.
+learning rate stays constant after warm-up, so that each point of a curve is a model one could have stopped at; of the
+same few rates each model has the best on a seed that is not measured.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from trireme_api.recipe import Recipe
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import learning
-from miniature import Miniature, Options, Run, Runs, english, main, seeds
+from miniature import TUNING, Miniature, Options, Run, Runs, best, english, main, seeds
 
 VOCABULARY, LENGTH, ROWS = 512, 64, 16
-HELD_OUT, PROBE = 64, 10
+HELD_OUT, PROBE = 128, 25
 """Blocks of held-out text; steps between measurements."""
 MODELS: dict[str, dict[str, Any]] = {
     "dense": {"preset": "gpt-tiny"},
@@ -36,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
 COLOURS = {"dense": "tab:gray", "8 experts": "tab:blue"}
 
 
-def recipe(options: Options, model: str, seed: int, corpus: Path) -> Recipe:
+def recipe(options: Options, model: str, rate: float, seed: int, corpus: Path) -> Recipe:
     tokens = ROWS * LENGTH
     own = dict(MODELS[model])
     shape = {
@@ -47,7 +48,7 @@ def recipe(options: Options, model: str, seed: int, corpus: Path) -> Recipe:
         "model": {"preset": own.pop("preset"), "overrides": {**shape, **own}},
         "data": {"sources": [{"path": str(corpus)}], "sequenceLength": LENGTH},
         "batch": {"tokens": tokens, "micro": ROWS},
-        "optimizer": {"learningRate": options.rate, "betas": [0.9, 0.98], "weightDecay": 0.01, "clip": 1.0},
+        "optimizer": {"learningRate": rate, "betas": [0.9, 0.98], "weightDecay": 0.01, "clip": 1.0},
         "schedule": {"warmupTokens": options.steps // 10 * tokens, "decay": "constant"},
         "precision": "fp32",
         "until": {"steps": options.steps},
@@ -55,18 +56,27 @@ def recipe(options: Options, model: str, seed: int, corpus: Path) -> Recipe:
     })  # fmt: skip
 
 
-def run(options: Options, model: str, seed: int, corpus: Path) -> Run:
-    return learning.learn(recipe(options, model, seed, corpus), range(PROBE, options.steps + 1, PROBE), HELD_OUT)
+def run(options: Options, model: str, rate: float, seed: int, corpus: Path) -> Run:
+    probes = range(PROBE, options.steps + 1, PROBE)
+    return learning.learn(recipe(options, model, rate, seed, corpus), probes, HELD_OUT)
 
 
-def key(model: str, seed: int) -> str:
-    return f"{model}; seed {seed}"
+def key(model: str, rate: float, seed: int) -> str:
+    return f"{model}; rate {rate:g}; seed {seed}"
 
 
 def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], Run]]]:
+    for model in MODELS:
+        for rate in options.rates:
+            yield key(model, rate, TUNING), partial(run, options, model, rate, TUNING)
     for seed in seeds(options):
         for model in MODELS:
-            yield key(model, seed), partial(run, options, model, seed)
+            rate = best_rate(options, runs, model)
+            yield key(model, rate, seed), partial(run, options, model, rate, seed)
+
+
+def best_rate(options: Options, runs: Runs, model: str) -> float:
+    return best(options.rates, lambda rate: curve(runs[key(model, rate, TUNING)])[-1][1])
 
 
 def curve(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -88,25 +98,32 @@ def reached(points: list[tuple[float, float]], loss: float) -> float | None:
 
 def table(options: Options, runs: Runs) -> list[str]:
     lines = [
-        "| model | parameters | activated | MFLOP a token | held-out loss at the end | by seed |",
-        "|---|--:|--:|--:|--:|---|",
+        "| lowest held-out loss, seed 0 | " + " | ".join(f"rate {rate:g}" for rate in options.rates) + " |",
+        "|---" + "|--:" * len(options.rates) + "|",
     ]
     for model in MODELS:
-        row = runs[key(model, 1)]
-        ends = [curve(runs[key(model, seed)])[-1][1] for seed in seeds(options)]
+        tried = [curve(runs[key(model, rate, TUNING)])[-1][1] for rate in options.rates]
+        lines.append(f"| {model} | {' | '.join(f'{loss:.3f}' for loss in tried)} |")
+    rates = {model: best_rate(options, runs, model) for model in MODELS}
+    of = {model: [runs[key(model, rate, seed)] for seed in seeds(options)] for model, rate in rates.items()}
+    lines += [
+        "", "| model | parameters | activated | MFLOP a token | rate | lowest held-out loss | by seed |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]  # fmt: skip
+    for model, mine in of.items():
+        row, ends = mine[0], [curve(one)[-1][1] for one in mine]
         lines.append(
             f"| {model} | {row['parameters']:,} | {row['activated']:,} | {row['flopsPerToken'] / 1e6:.2f} "
-            f"| {statistics.mean(ends):.3f} | {', '.join(f'{loss:.3f}' for loss in ends)} |"
+            f"| {rates[model]:g} | {statistics.mean(ends):.3f} | {', '.join(f'{loss:.3f}' for loss in ends)} |"
         )
     lines += ["", f"| GFLOP to the loss that dense has after | {' | '.join(MODELS)} | dense over mixture, by seed |"]
     lines.append("|---" + "|--:" * len(MODELS) + "|---|")
     for share in (0.5, 0.75, 1.0):
         spent: dict[str, list[float | None]] = {model: [] for model in MODELS}
-        for seed in seeds(options):
-            dense = curve(runs[key("dense", seed)])
+        for number, dense in enumerate(map(curve, of["dense"])):
             target = dense[round(share * len(dense)) - 1][1]
             for model in MODELS:
-                spent[model].append(reached(curve(runs[key(model, seed)]), target))
+                spent[model].append(reached(curve(of[model][number]), target))
         cells, ratios = [], []
         for model, found in spent.items():
             known = [value for value in found if value is not None]
@@ -124,7 +141,7 @@ def plot(options: Options, runs: Runs) -> Figure:
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for model in MODELS:
         for number, seed in enumerate(seeds(options)):
-            spent, losses = zip(*curve(runs[key(model, seed)]), strict=True)
+            spent, losses = zip(*curve(runs[key(model, best_rate(options, runs, model), seed)]), strict=True)
             axes.plot(spent, losses, color=COLOURS[model], alpha=0.8, label="" if number else model)
     axes.set(xscale="log", xlabel="training GFLOP", ylabel="held-out loss, nats a token")
     axes.legend()
@@ -133,9 +150,9 @@ def plot(options: Options, runs: Runs) -> Figure:
 
 PAPER = Miniature(
     __file__, __doc__,
-    settings={"steps": 120, "layers": 2, "width": 32, "rate": 5e-3, "seeds": 3},
-    quick={"steps": 20, "seeds": 1},
-    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")},
+    settings={"steps": 1500, "layers": 2, "width": 32, "rates": [5e-3, 1e-2, 2e-2], "seeds": 3},
+    quick={"steps": 50, "seeds": 1, "rates": [1e-2]},
+    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width")},
     corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
 )  # fmt: skip
 

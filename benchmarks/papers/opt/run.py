@@ -144,7 +144,7 @@ def plot(options: Options, runs: Runs) -> Figure:
 
 PAPER = Miniature(
     __file__, __doc__,
-    settings={"steps": 500, "seeds": 3, "widths": [8, 16, 32, 64, 128], "rates": [2.5e-3, 5e-3, 1e-2, 2e-2]},
+    settings={"steps": 500, "seeds": 3, "widths": [8, 16, 32, 64, 128], "rates": [2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2]},
     quick={"steps": 10, "seeds": 1, "widths": [8, 32], "rates": [1e-2]},
     shape=lambda options: {"steps": options.steps, "layers": LAYERS, "tokens": options.steps * ROWS * LENGTH},
     corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
