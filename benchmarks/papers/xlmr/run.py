@@ -170,7 +170,7 @@ def plot(options: Options, runs: Runs) -> Figure:
 
 PAPER = Miniature(
     __file__, __doc__,
-    settings={"steps": 1200, "seeds": 3, "rates": [1e-3, 2e-3, 4e-3]},
+    settings={"steps": 1200, "seeds": 3, "rates": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]},
     quick={"steps": 10, "seeds": 1, "rates": [2e-3]},
     shape=lambda options: {"steps": options.steps},
     corpus=eight_languages(VOCABULARY), plan=plan, table=table, plot=plot,
