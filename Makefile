@@ -65,7 +65,7 @@ bench-alma-lm: venv ## the same of language models that grow; ARGS=--quick for s
 	@$(PY) benchmarks/papers/alma/language.py $(ARGS)
 
 .PHONY: papers
-papers: venv ## every paper in miniature, with the time of each; ARGS="opt moe" for some
+papers: venv ## every paper in miniature, with the time of each; ARGS="opt moe" for some, --quick: do they run?
 	@$(PY) benchmarks/papers/all.py $(ARGS)
 
 .PHONY: chaos chaos-local
