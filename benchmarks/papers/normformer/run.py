@@ -138,7 +138,7 @@ def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], R
 
 PAPER = Miniature(
     __file__, __doc__,
-    settings={"steps": 150, "layers": 8, "width": 64, "seeds": 3, "rates": [3e-3, 1e-2, 3e-2]},
+    settings={"steps": 150, "layers": 8, "width": 64, "seeds": 3, "rates": [3e-3, 6e-3, 1e-2, 2e-2, 3e-2]},
     quick={"steps": 10, "seeds": 1, "rates": [1e-2]},
     shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width")},
     corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
