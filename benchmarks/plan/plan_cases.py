@@ -33,11 +33,12 @@ def case(
     """`plain`: without dropout, which on a CPU keeps attention's scores."""
     shape = {"layers": 6, "width": 128, "heads": 4, **(_PLAIN if plain else {}), **overrides}
     masked = preset.startswith("xlmr") or "masked" in preset
+    readers = ranks // (parallelism or {}).get("tensor", 1)
     recipe: dict[str, Any] = {
         "model": {"preset": preset, "overrides": shape},
         "objective": "masked-lm" if masked else "causal-lm",
         "data": {"sources": [{"path": "none"}], "sequenceLength": LENGTH},
-        "batch": {"tokens": LENGTH * micro * micro_batches * ranks, "micro": micro},
+        "batch": {"tokens": LENGTH * micro * micro_batches * readers, "micro": micro},
         "precision": precision,
         "activationCheckpointing": checkpointing,
         "parallelism": parallelism or {},
@@ -77,6 +78,11 @@ def cases() -> Iterator[Case]:
         for checkpointing in (False, True):
             yield case("moe-tiny", parallelism={"expert": experts}, checkpointing=checkpointing, plain=True, experts=8)
     yield case("moe-tiny", parallelism={"shard": "hybrid", "shardSize": 2, "expert": 2}, plain=True, experts=8)
+    for preset in FAMILIES:
+        yield case(preset, parallelism={"tensor": 2}, plain=True)
+        yield case(preset, parallelism={"tensor": 4}, checkpointing=True, plain=True)
+    yield case("gpt-tiny", parallelism={"shard": "hybrid", "shardSize": 2, "tensor": 2}, micro_batches=2, plain=True)
+    yield case("gpt-tiny", parallelism={"tensor": 2}, precision="fp32")
     yield case("moe-tiny", plain=True, capacity="dropless")
     yield case("moe-tiny", parallelism={"expert": 2}, plain=True, capacity="dropless")
     yield case("growing-tiny", plain=True, splits=";".join(["0,0"] * 6))

@@ -19,7 +19,7 @@ from trireme_trainer.objectives.masked_lm import MaskedLM
 from trireme_trainer.optim import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.live_memory import LiveMemory
-from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh
+from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, build_tensor_mesh
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
 
@@ -30,7 +30,8 @@ def peak(setting: Setting) -> int:
     """Bytes, of the second step: by then everything is there that stays."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=setting.ranks)
     try:
-        return _peak(setting, World(0, setting.ranks, 0, setting.per_node, CPU))
+        tensor = setting.recipe.parallelism.tensor
+        return _peak(setting, World(0, setting.ranks, 0, setting.per_node, CPU, tensor))
     finally:
         dist.destroy_process_group()
 
@@ -40,8 +41,11 @@ def _peak(setting: Setting, world: World) -> int:
     with LiveMemory(CPU) as live:
         with torch.device("meta"):
             model = build(check_recipe(recipe))
-        mesh = build_mesh(recipe.parallelism, world)
-        shard_model(model, recipe, mesh, CPU, "eager", build_expert_mesh(recipe.parallelism, world))
+        mesh, of_experts, of_layers = (
+            make(recipe.parallelism, world) for make in (build_mesh, build_expert_mesh, build_tensor_mesh)
+        )
+        assert mesh is not None
+        shard_model(model, recipe, mesh, CPU, "eager", of_experts, of_layers)
         initialise(model, recipe.seed)
         optimizer = Optimizer(model, recipe.optimizer)
         model.train()

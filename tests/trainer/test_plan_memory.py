@@ -19,6 +19,7 @@ CASES = (
     case("gpt-tiny", parallelism={"shard": "grad-op"}, micro_batches=2, checkpointing=True, plain=True, **SMALL),
     case("normformer-tiny", parallelism={"shard": "hybrid", "shardSize": 2}, precision="fp32", plain=True, **SMALL),
     case("moe-tiny", parallelism={"expert": 2}, plain=True, **SMALL),
+    case("normformer-tiny", parallelism={"tensor": 2}, plain=True, **SMALL),
     case("xlmr-tiny", **SMALL),
 )
 

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from gang import SEQUENCE, SEQUENCES, Gang, _server, make_recipe
 from reference import saved_weights
+from test_few_shot import make as few_shot_recipe
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from trireme_api.families import check_recipe
@@ -22,6 +24,7 @@ from trireme_api.job import parse_spec
 from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec
 from trireme_api.validation import check_spec
+from trireme_trainer.evaluation.scoring import Request, score
 from trireme_trainer.families import build
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
@@ -80,6 +83,7 @@ def _train(world: World, model: str, **changes: Any) -> dict[str, Any]:
     shard_model(network, recipe, meshes[0], CPU, "aot_eager", None, meshes[1])
     initialise(network, recipe.seed)
     optimizer, objective = Optimizer(network, recipe.optimizer), CausalLM(512)
+    scale = torch.tensor(64.0) if recipe.precision == "fp16" else None
     told: dict[str, Any] = {"bytes": local_bytes(network.parameters()), "loss": [], "norm": []}
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -90,12 +94,16 @@ def _train(world: World, model: str, **changes: Any) -> dict[str, Any]:
         for row in range(world.data_rank, ROWS, world.data_size):
             torch.manual_seed(step * ROWS + row)
             set_share(network, (targets[row] != IGNORED).sum() / valid)
-            loss = objective(network, tokens[row : row + 1], targets[row : row + 1], valid)
+            loss = objective(network, tokens[row : row + 1], targets[row : row + 1], valid, scale)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        told["norm"].append(float(optimizer.clip()))
+        told["norm"].append(float(optimizer.clip(scale)))
         optimizer.step(1e-2, torch.zeros(()))
         told["loss"].append(float(world.sum([total])))
+    if network.config.causal and recipe.precision == "fp32":
+        lines = torch.randint(5, 384, (5, 9), generator=torch.Generator().manual_seed(1)).numpy()
+        scores = score(network, [Request(line, 4) for line in lines], world, sequences=1)
+        told["scores"] = [one.log_likelihood for one in scores]
     return told
 
 
@@ -135,6 +143,7 @@ CASES: dict[str, Callable[[World], dict[str, Any]]] = {
     "recomputed": lambda world: _train(world, "normformer", activationCheckpointing=True),
     "compiled": lambda world: _train(world, "normformer", compile=True),
     "bf16": lambda world: _train(world, "opt", precision="bf16"),
+    "fp16": lambda world: _train(world, "opt", precision="fp16"),
     "dropout": lambda world: _train(world, "gpt", overrides={"dropout": 0.1, "attentionDropout": 0.1}),
 }
 TWO: dict[str, Callable[[World], dict[str, Any]]] = {
@@ -172,8 +181,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, A
 
 
 def _apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """The largest relative difference of a loss or a gradient norm."""
-    return max(abs(a / b - 1) for kind in ("loss", "norm") for a, b in zip(found[kind], wanted[kind], strict=True))
+    """The largest relative difference of a loss, a gradient norm or, where it is causal, an evaluated sequence."""
+    kinds = [kind for kind in ("loss", "norm", "scores") if kind in wanted]
+    return max(abs(a / b - 1) for kind in kinds for a, b in zip(found[kind], wanted[kind], strict=True))
 
 
 Told = dict[int, list[dict[str, Any]]]
@@ -201,9 +211,11 @@ def test_recomputed_and_compiled_it_is_the_same(told: Told, case: str) -> None:
     assert _apart(told[2][1][case], told[1][0]["normformer"]) <= 1e-5
 
 
-def test_in_bf16_it_differs_by_rounding(told: Told) -> None:
-    assert _apart(told[2][0]["bf16"], told[1][0]["bf16"]) <= 2e-2
-    assert told[2][0]["bf16"] == {**told[2][1]["bf16"], "bytes": told[2][0]["bf16"]["bytes"]}
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_it_differs_by_rounding(told: Told, precision: str) -> None:
+    assert _apart(told[2][0][precision], told[1][0][precision]) <= 2e-2
+    for kind in ("loss", "norm"):
+        assert told[2][0][precision][kind] == told[2][1][precision][kind]
 
 
 @pytest.mark.parametrize("flaw", ["flawed bias", "flawed data"])
@@ -245,17 +257,31 @@ def test_tensor_and_ranks_change_at_every_resume(corpus: Path, tmp_path: Path) -
         assert gang.column("tokens") == {step: alone.column("tokens")[step] for step in found}
         (order,) = gang.events("collectives")
         assert order["ranksInAnotherOrder"] == []
-        # Micro-batches of two sequences of width 32, each summed once forward and once backward.
-        sums = [line for line in order["order"] if line.startswith("all-reduce")]
-        layers = {f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attention", "feed_forward")}
-        assert set(sums) == ({f"all-reduce {layer} 2048 float32" for layer in layers} if tensor > 1 else set())
-        assert len(sums) == (4 * 2 * SEQUENCES // 2 // (world // tensor) if tensor > 1 else 0)
+        # Micro-batches of two sequences of width 32: each layer sums once forward and once backward, and the loss once.
+        sums = Counter(line.removeprefix("all-reduce ") for line in order["order"] if line.startswith("all-reduce"))
+        layers = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attention", "feed_forward")]
+        passes = SEQUENCES // 2 // (world // tensor)
+        wanted = {f"{layer} 2048 float32": 2 * passes for layer in layers}
+        wanted |= {"root 2048 float32": passes, "root 1 float32": passes}
+        assert sums == (wanted if tensor > 1 else {})
     (step, ours_at), (_, theirs_at) = (saved_weights(g.checkpoints, g.recipe) for g in (gang, alone))
     assert step == 8
     names = [name for name in theirs_at if not name.endswith("k_proj.bias")]
     difference = torch.cat([(ours_at[name] - theirs_at[name]).abs().flatten() for name in names])
     assert float((difference > 1e-6).float().mean()) <= 5e-3
     assert float(difference.max()) <= 1e-4
+
+
+def test_few_shot_learns_the_same(tmp_path: Path) -> None:
+    """Its embeddings are learned beside the weights, by gradients of what goes into the first block."""
+    recipe = few_shot_recipe(steps=3)
+    alone = Gang(tmp_path / "alone", recipe, checkpoint=False).run()
+    gang = Gang(tmp_path, {**recipe, "parallelism": {"tensor": 2}}, world=2, checkpoint=False).run()
+    for column in ("loss", "gradNorm"):
+        ours, theirs = gang.column(column), alone.column(column)
+        assert max(abs(ours[step] / theirs[step] - 1) for step in theirs) <= 1e-5
+    (found,), (wanted,) = gang.events("evaluation"), alone.events("evaluation")
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
 
 
 # --- what is refused ---

@@ -84,6 +84,18 @@ class TestMemory:
         assert gathered[0] > 5 * gathered[1] > 10 * gathered[2]
 
 
+    def test_tensor_parallelism_divides_what_a_block_gathers_and_keeps(self) -> None:
+        batch = {"tokens": 524288, "micro": 1}
+        one, eight = (setting("opt-30b", gpus=64, parallelism={"tensor": n}, batch=batch) for n in (1, 8))
+        assert eight.micro_batch.tokens == one.micro_batch.tokens
+        assert eight.share.micro_batches == 8 * one.share.micro_batches
+        # Embeddings are gathered whole, logits are shared out, and the residual stream is on every rank.
+        assert one.memory().unsharded > 3 * eight.memory().unsharded
+        assert one.memory().activations > 2 * eight.memory().activations
+        assert eight.memory().weights == pytest.approx(one.memory().weights, rel=1e-3)
+        assert eight.memory().weights > one.memory().weights
+
+
 class TestTraffic:
     def test_full_sharding_gathers_twice_and_reduces_once(self) -> None:
         one = setting(batch={"tokens": 32 * 2048, "micro": 1})
@@ -98,6 +110,22 @@ class TestTraffic:
         moved = traffic_of(one)
         assert moved.outside == pytest.approx(2 * 3 / 4 * 4 * 1_315_758_080 / 8)
         assert moved.inside > 5 * moved.outside
+
+    def test_a_tensor_group_sums_four_times_a_block_and_once_for_the_loss(self) -> None:
+        one = setting(parallelism={"tensor": 8}, batch={"tokens": 4 * 2048, "micro": 1})
+        moved, root = traffic_of(one), one.config.parameters().total - 24 * one.config.block_parameters()
+        assert moved.sums == pytest.approx(2 * 7 / 8 * 2 * 2048 * 2048 * (4 * 24 + 1))
+        assert moved.inside == moved.sums
+        block = one.config.unit(0)
+        gathered = (block.shared - block.undivided) / 8 + block.undivided
+        assert moved.gathers == pytest.approx(2 * (2 * 24 * gathered * 3 / 4 + root * 31 / 32))
+
+    def test_a_tensor_group_over_machines_pays_for_it(self) -> None:
+        near, far = (expected(setting("opt-175b", gpus=64, parallelism={"tensor": n})) for n in (8, 16))
+        assert near is not None
+        assert far is not None
+        assert far.traffic_seconds > 1.5 * near.traffic_seconds
+        assert far.step_seconds > near.step_seconds
 
     def test_grad_op_talks_once_a_step(self) -> None:
         once = setting(parallelism={"shard": "grad-op"}, batch={"tokens": 32 * 2048, "micro": 1})
@@ -264,6 +292,7 @@ class TestCommand:
             (recipe("opt-1.4b"), [], "model.preset: unknown preset 'opt-1.4b'; did you mean"),
             (recipe(parallelism={"expert": 2}), [], "parallelism.expert: must be 1 for opt-1.3b"),
             (recipe("moe-15b", parallelism={"expert": 16}), ["--gpus", "8"], "16 does not divide 8 ranks"),
+            (recipe(parallelism={"tensor": 4}), ["--gpus", "6"], "parallelism.tensor: 4 does not divide 6 ranks"),
             (recipe(), ["--gpu", "h300"], "'h300' is not one of"),
             ({"spec": {}, "kind": "TrainingJob"}, [], "metadata.name"),
         ],

@@ -24,6 +24,8 @@ class Pass:
     """Of what dropout keeps for each number: CUDA a byte, the CPU the factor itself."""
     fused_dropout: bool = True
     """Whether attention's kernel takes dropout; on the CPU it does not, and whole score matrices are kept instead."""
+    tensor: int = 1
+    """Ranks that divide heads, inner channels and experts."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +65,18 @@ class Unit:
     shared: int
     """Gathered over all ranks of a shard group."""
     routed: int = 0
-    """Of experts, which expert parallelism shares out first."""
+    """Of experts, which expert or tensor parallelism shares out first."""
+    undivided: int = 0
+    """Of the shared ones, those that every rank of a tensor group has: norms, gates, biases of projections back."""
+
+    def gathered(self, tensor: int) -> int:
+        """Of the shared ones, those a rank has when they are gathered."""
+        return (self.shared - self.undivided) // tensor + self.undivided
+
+    def gathered_experts(self, experts: int, tensor: int) -> int:
+        """Of the routed ones."""
+        return self.routed // (experts * tensor)
+
+    def kept(self, shards: int, tensor: int) -> float:
+        """That a rank keeps of all, of `shards` ranks with one copy of the model."""
+        return (self.shared + self.routed + (tensor - 1) * self.undivided) / shards

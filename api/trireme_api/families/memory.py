@@ -56,6 +56,8 @@ class Spread:
     """Ranks one copy of the model is spread over."""
     experts: int = 1
     """Of these, ranks that share out the experts."""
+    tensor: int = 1
+    """Of these, ranks that compute each layer together."""
     reshards: bool = True
     """Whether a block gives its parameters back after the forward pass."""
     prefetch: int = 1
@@ -98,25 +100,30 @@ class _Timeline:
         self._low = one.value_bytes
         blocks = range(config.layers)
         units = [config.unit(index) for index in blocks]
-        self._own = [unit.shared + unit.routed // spread.experts for unit in units]
+        parts = [(u.gathered(spread.tensor), u.gathered_experts(spread.experts, spread.tensor)) for u in units]
+        self._own = [sum(part) for part in parts]
         """Parameters of each block that a rank gathers."""
-        travels, routed_travels = spread.shards > 1, spread.shards > spread.experts
-        self._buffer = [u.shared * travels + u.routed // spread.experts * routed_travels for u in units]
+        travels = spread.shards > spread.tensor
+        routed_travels = spread.shards > spread.experts * spread.tensor
+        self._buffer = [shared * travels + routed * routed_travels for shared, routed in parts]
         """Those that come through a buffer."""
         # Blocks with experts of their own unit reduce these first; the buffer that waits is the rest's.
-        self._held = [u.shared if spread.experts > 1 else u.shared + u.routed for u in units]
-        self._sharded = [(unit.shared + unit.routed) / spread.shards for unit in units]
+        self._held = [shared if spread.experts > 1 else shared + routed for shared, routed in parts]
+        self._sharded = [unit.kept(spread.shards, spread.tensor) for unit in units]
         whole = sum(unit.shared + unit.routed for unit in units)
         self._root = config.parameters().total - whole
         self._tied = config.tied_parameters()
         self._memory = [config.block_memory(index, one) for index in blocks]
         self._input = PerToken(values=config.width).bytes(one)
         state = state_memory(config, spread.shards)
-        self._weights, self._optimizer = state.weights, state.optimizer
+        # Of what a tensor group does not divide each of its ranks has a copy.
+        copies = (spread.tensor - 1) * sum(unit.undivided for unit in units) / spread.shards
+        self._weights = state.weights + MASTER_BYTES * copies
+        self._optimizer = state.optimizer + 2 * MASTER_BYTES * copies
         self._carried = 0.0
         if spread.micro_batches > 1:
             every = sum(self._own) + self._root
-            self._carried = MASTER_BYTES * every if spread.accumulates_locally else state.gradients
+            self._carried = MASTER_BYTES * every if spread.accumulates_locally else self._weights
 
     def moments(self) -> Iterator[Moment]:
         yield self._loss()
@@ -132,10 +139,11 @@ class _Timeline:
     def _loss(self) -> Moment:
         """All activations, and the logits; it runs inside the forward pass, while the root is gathered."""
         last = self._config.layers - 1
-        chunk = min(self._places, max(1, LOGITS_BYTES // (4 * self._config.vocabulary_size)))
+        own = -(-self._places // self._spread.tensor)
+        chunk = min(own, max(1, LOGITS_BYTES // (4 * self._config.vocabulary_size)))
         logits = LOGITS_COPIES * 4 * chunk * self._config.vocabulary_size
         parameters = self._root + (sum(self._own) if not self._spread.reshards else self._buffer[last])
-        if chunk < self._places:
+        if chunk < own:
             parameters += self._tied
         activations = self._kept(last) + 2 * self._input + logits
         return self._at("loss", activations, self._low * parameters, 0.0)
@@ -160,7 +168,7 @@ class _Timeline:
             reduced,
         )
         # When it is asked for, what a rank sends of its shard is cast first.
-        cast = low * ahead / spread.shards if low < MASTER_BYTES else 0.0
+        cast = low * ahead * spread.tensor / spread.shards if low < MASTER_BYTES else 0.0
         yield self._at(
             f"backward of block {index}",
             before + kept,

@@ -80,8 +80,10 @@ class MixtureConfig(ModelConfig):
         # Each choice's copy of the token, the rows experts take, and their results by choice; gate logits in fp32.
         sent = 0 if self.capacity == "dropless" else self.choices * d
         gate = PerToken(single=2 * self.experts + d * (one.value_bytes != SINGLE))
-        kept = PerToken(values=sent + rows * d + self.choices * d + rows * 2 * f) + gate
-        return BlockMemory(kept, PerToken(values=rows * (f + d) + d), self.experts * d * f)
+        # A rank of a tensor group has all rows and runs those of its own experts.
+        own = rows / one.tensor
+        kept = PerToken(values=sent + rows * d + self.choices * d + own * 2 * f) + gate
+        return BlockMemory(kept, PerToken(values=own * f + rows * d + d), self.experts * d * f // one.tensor)
 
     def mixture_flops_per_token(self) -> float:
         """Forward, of one mixture."""

@@ -44,10 +44,13 @@ class MoeConfig(GptConfig, MixtureConfig):
         return (index + 1) % self.moe_every == 0
 
     def unit(self, index: int) -> Unit:
+        undivided = self.undivided_parameters()
         if not self.mixed(index):
-            return Unit(super().block_parameters())
+            return Unit(super().block_parameters(), undivided=undivided)
         routed = self.experts * self.expert_parameters()
-        return Unit(self.block_parameters() - routed, routed)
+        # A gate in place of fc2's bias.
+        whole = undivided - self.width + self.gate_parameters()
+        return Unit(self.block_parameters() - routed, routed, whole)
 
     def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
         return self.mixture_memory(one) if self.mixed(index) else super().feed_forward_memory(index, one)

@@ -44,22 +44,29 @@ class NormFormerBlocks(TransformerConfig):
     def block_parameters(self) -> int:
         return super().block_parameters() + self.extra_parameters()
 
+    def undivided_parameters(self) -> int:
+        more = 2 * self.width * self.post_attention_norm + self.width * self.residual_scale
+        return super().undivided_parameters() + more + self.heads * (self.head_scale == "code")
+
     @property
     def nonlinearity(self) -> Literal["gelu", "relu", "relu2"]:
         return self.activation
 
     def attention_memory(self, one: Pass) -> tuple[PerToken, PerToken]:
         kept, work = super().attention_memory(one)
-        return kept + PerToken(values=self.width * ((self.head_scale != "none") + self.post_attention_norm)), work
+        scaled = {"none": 0.0, "paper": 1 / one.tensor, "code": 1.0}[self.head_scale]
+        return kept + PerToken(values=self.width * (scaled + self.post_attention_norm)), work
 
     def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
         plain = super().feed_forward_memory(index, one)
         if not self.inner_norm:
             return plain
         # The norm keeps its input, which is the activation's result, and its own result goes into the product.
-        d, f = self.width, self.feed_forward_width
+        d, f = self.width, self.feed_forward_width // one.tensor
         kept = plain.kept + PerToken(values=f)
-        return BlockMemory(kept, PerToken(values=f + d), plain.weight_gradients)
+        # Divided, the norm is no fused kernel, and takes its backward pass in fp32.
+        work = PerToken(values=f + d, single=3 * f * (one.tensor > 1))
+        return BlockMemory(kept, work, plain.weight_gradients)
 
 
 class NormFormerConfig(GptConfig, NormFormerBlocks):

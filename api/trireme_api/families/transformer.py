@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trireme_api.families.activations import BlockMemory, Pass, PerToken
+from trireme_api.families.activations import BlockMemory, Pass, PerToken, Unit
 from trireme_api.families.base import ModelConfig, ParameterCount
 from trireme_api.schema import PositiveInt
 
@@ -62,6 +62,13 @@ class TransformerConfig(ModelConfig):
         norms = 2 * 2 * d
         return attention + feed_forward + norms
 
+    def undivided_parameters(self) -> int:
+        """Of a dense block, those that tensor parallelism does not divide: norms, biases of the projections back."""
+        return 6 * self.width
+
+    def unit(self, index: int) -> Unit:
+        return Unit(self.block_parameters(), undivided=self.undivided_parameters())
+
     @property
     def nonlinearity(self) -> Literal["gelu", "relu", "relu2"]:
         return "gelu"
@@ -78,15 +85,15 @@ class TransformerConfig(ModelConfig):
     def attention_memory(self, one: Pass) -> tuple[PerToken, PerToken]:
         """Kept, and the most its backward pass adds: queries, keys, values and what attention gives; one number a head
         for the scores, or the scores themselves."""
-        d = self.width
+        d, heads = self.width / one.tensor, self.heads / one.tensor
         if one.fused_dropout or self.attention_dropout == 0:
-            return PerToken(values=4 * d, single=self.heads), PerToken(values=5 * d)
-        scores = self.heads * one.length
+            return PerToken(values=4 * d, single=heads), PerToken(values=4 * d + self.width)
+        scores = heads * one.length
         # Probabilities, their mask, and what the mask left of them; fp32, as are queries, keys and values.
-        return PerToken(values=d, single=3 * d + 3 * scores), PerToken(values=2 * d, single=3 * d + 2 * scores)
+        return PerToken(values=d, single=3 * d + 3 * scores), PerToken(values=d + self.width, single=3 * d + 2 * scores)
 
     def feed_forward_memory(self, index: int, one: Pass) -> BlockMemory:
-        d, f = self.width, self.feed_forward_width
+        d, f = self.width, self.feed_forward_width // one.tensor
         # ReLU keeps its result, which the next product needs as well; GELU its input; squared ReLU both its results.
         kept = f if self.nonlinearity == "relu" else 2 * f
         work = f if self.nonlinearity == "gelu" else 2 * f

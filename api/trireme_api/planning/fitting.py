@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trireme_api.families import check_recipe
 from trireme_api.planning.setting import Setting
+from trireme_api.schema import InvalidSpec
 
 MOST_RANKS = 65_536
 
@@ -87,14 +89,30 @@ def _single(setting: Setting) -> Iterator[tuple[str, Setting]]:
         plan = recipe.parallelism.model_copy(update={"shard": "full", "reshard_after_forward": None})
         yield "parallelism.shard: full", setting.changed(parallelism=plan)
     experts = getattr(setting.config, "experts", 1)
-    for share in range(2 * recipe.parallelism.expert, experts + 1):
+    for share in range(2 * recipe.parallelism.expert, experts + 1) if recipe.parallelism.tensor == 1 else ():
         if experts % share == 0 and setting.shards % share == 0:
             plan = recipe.parallelism.model_copy(update={"expert": share})
             if (other := setting.changed(parallelism=plan)).fits():
                 yield f"parallelism.expert: {share}", other
+                break
+    if recipe.parallelism.expert == 1:
+        for ranks in range(2 * recipe.parallelism.tensor, setting.per_node + 1):
+            plan = recipe.parallelism.model_copy(update={"tensor": ranks})
+            if _divides(other := setting.changed(parallelism=plan)) and other.fits():
+                yield f"parallelism.tensor: {ranks}", other
                 break
     for times in (2, 4, 8):
         more = setting.changed(ranks=times * setting.ranks)
         if more.ranks <= recipe.sequences_per_step and more.fits():
             yield f"{more.ranks} devices in place of {setting.ranks}", more
             break
+
+
+def _divides(setting: Setting) -> bool:
+    """Whether the model and the ranks can be divided so."""
+    try:
+        check_recipe(setting.recipe)
+        setting.recipe.parallelism.check_ranks(setting.ranks)
+    except InvalidSpec:
+        return False
+    return True

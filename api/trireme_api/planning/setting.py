@@ -60,6 +60,7 @@ class Setting:
         return Spread(
             shards=self.shards,
             experts=parallelism.expert,
+            tensor=parallelism.tensor,
             reshards=parallelism.reshards_after_forward,
             prefetch=parallelism.prefetch.backward,
             micro_batches=self.share.micro_batches,
@@ -72,14 +73,21 @@ class Setting:
         length, low = self.recipe.data.sequence_length, compute_bytes(self.recipe.precision)
         on_gpu = self.board is not None
         tokens = self.share.micro_sequences * length
-        return Pass(tokens, length, low, mask_bytes=1 if on_gpu else low, fused_dropout=on_gpu)
+        return Pass(
+            tokens, length, low, mask_bytes=1 if on_gpu else low, fused_dropout=on_gpu,
+            tensor=self.recipe.parallelism.tensor,
+        )  # fmt: skip
+
+    @property
+    def places(self) -> int | None:
+        """Of a micro-batch's tokens those with logits; None: all."""
+        if self.recipe.objective != "masked-lm":
+            return None
+        return self.share.micro_sequences * self.recipe.masks.places(self.recipe.data.sequence_length)
 
     def memory(self) -> Moment:
         """Of the fullest rank, at the fullest moment."""
-        places = None
-        if self.recipe.objective == "masked-lm":
-            places = self.share.micro_sequences * self.recipe.masks.places(self.recipe.data.sequence_length)
-        return peak(self.config, self.spread, self.micro_batch, places)
+        return peak(self.config, self.spread, self.micro_batch, self.places)
 
     @property
     def room(self) -> float | None:

@@ -2,8 +2,8 @@
 
 Products reach the share `best · width / (width + half)` of the device's peak, whatever else the layers do counted in.
 Collectives hide behind the passes as far as these last; the first unit's gathering and the last one's reduction do not.
-Then the optimiser goes through its state once, at the speed of memory. Not fitted to this project's trainer: that was
-not measured on a GPU yet.
+Sums of a tensor group hide behind nothing: what follows needs them. Then the optimiser goes through its state once, at
+the speed of memory. Not fitted to this project's trainer: that was not measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -65,7 +65,11 @@ def expected(setting: Setting, tflops: float | None = None) -> Speed | None:
     recipe, board = setting.recipe, setting.board
     flops = TokenFlops.of(setting.config, recipe)
     peak = board.peak.of(recipe.precision) if board is not None and board.peak is not None else None
-    moved = traffic.of(setting).seconds(board) if board is not None else 0.0
+    moved = summed = 0.0
+    if board is not None:
+        found = traffic.of(setting)
+        moved = found.seconds(board)
+        summed = found.seconds_of_sums(board, within=setting.spread.tensor <= setting.per_node)
     if tflops is not None:
         compute = recipe.batch.tokens / setting.ranks * flops.model / (tflops * TERA)
         step, source = compute, "model TFLOPS as given"
@@ -75,10 +79,11 @@ def expected(setting: Setting, tflops: float | None = None) -> Speed | None:
         efficiency = EFFICIENCY.get(board.name, _OTHERS)
         share = setting.share
         tokens = share.micro_batches * setting.micro_batch.tokens
-        compute = tokens * flops.hardware / (peak * efficiency.at(setting.config.width))
+        compute = tokens * flops.hardware / setting.spread.tensor / (peak * efficiency.at(setting.config.width))
         state = state_memory(setting.config, setting.shards).total * OPTIMIZER_TRAFFIC
-        exposed = moved / share.micro_batches / (setting.config.layers + 1)
-        step = max(compute, moved) + exposed + state / board.memory_bandwidth
+        hidden = moved - summed
+        exposed = summed + hidden / share.micro_batches / (setting.config.layers + 1)
+        step = max(compute, hidden) + exposed + state / board.memory_bandwidth
         source = efficiency.source
     rate = recipe.batch.tokens / step
     model = rate / setting.ranks * flops.model

@@ -25,43 +25,53 @@ class Traffic:
     """Gradients, reduce-scattered inside a shard group and all-reduced between groups."""
     tokens: float
     """Of mixtures of experts, sent to their experts and back."""
+    sums: float
+    """Inside tensor groups: of what their ranks give and of its gradients."""
     inside: float
     """Of all these, bytes that stay in a machine."""
     outside: float
 
     @property
     def total(self) -> float:
-        return self.gathers + self.reductions + self.tokens
+        return self.gathers + self.reductions + self.tokens + self.sums
 
     def seconds(self, board: Board) -> float:
-        """A ring over many machines uses all of a machine's adapters at once."""
-        wide = min(board.link, board.network * board.per_node)
-        return (self.inside / board.link + self.outside / wide) / LINK_SHARE
+        return _seconds(self.inside, self.outside, board)
+
+    def seconds_of_sums(self, board: Board, within: bool) -> float:
+        """Of these; `within`: tensor groups are inside a machine."""
+        return _seconds(self.sums * within, self.sums * (not within), board)
+
+
+def _seconds(inside: float, outside: float, board: Board) -> float:
+    """A ring over many machines uses all of a machine's adapters at once."""
+    wide = min(board.link, board.network * board.per_node)
+    return (inside / board.link + outside / wide) / LINK_SHARE
 
 
 def of(setting: Setting) -> Traffic:
     config, spread, parallelism = setting.config, setting.spread, setting.recipe.parallelism
     low, shards, experts = compute_bytes(setting.recipe.precision), spread.shards, spread.experts
     units = [config.unit(index) for index in range(config.layers)]
-    routed = sum(unit.routed for unit in units)
-    shared = config.parameters().total - routed
-    root = shared - sum(unit.shared for unit in units)
+    root = config.parameters().total - sum(unit.shared + unit.routed for unit in units)
+    dense = sum(unit.gathered(spread.tensor) for unit in units)
+    routed = sum(unit.gathered_experts(experts, spread.tensor) for unit in units)
+    kept = root / shards + sum(unit.kept(shards, spread.tensor) for unit in units)
     times = spread.micro_batches
 
-    def received(blocks: float, outer: float) -> tuple[float, float]:
-        """(shared, routed) parameters that a rank receives when every unit is gathered `blocks` times, the root
-        `outer` times."""
-        of_shared = _ring(shards) * ((shared - root) * blocks + root * outer)
-        return of_shared, _ring(shards // experts) * routed / experts * blocks
+    def received(blocks: float, outer: float) -> float:
+        """Parameters that a rank receives when every unit is gathered `blocks` times, the root `outer` times."""
+        of_blocks = _ring(shards // spread.tensor) * dense + _ring(shards // (experts * spread.tensor)) * routed
+        return of_blocks * blocks + _ring(shards) * root * outer
 
     kept_between = spread.accumulates_locally and not spread.reshards
     passes = 1 if kept_between else times
-    gathers = low * sum(received(passes * (2 if spread.reshards else 1), passes))
+    gathers = low * received(passes * (2 if spread.reshards else 1), passes)
     sums = 1 if spread.accumulates_locally else times
-    inside_group = MASTER_BYTES * sum(received(sums, sums))
+    inside_group = MASTER_BYTES * received(sums, sums)
     groups = setting.ranks // shards
     between_often = 1 if parallelism.accumulation != "communicate" else times
-    between = 2 * _ring(groups) * MASTER_BYTES * (shared + routed) / shards * between_often
+    between = 2 * _ring(groups) * MASTER_BYTES * kept * between_often
     tokens = 0.0
     if experts > 1:
         rows = setting.micro_batch.tokens * _rows(setting)
@@ -69,10 +79,29 @@ def of(setting: Setting) -> Traffic:
         trips = 6 if spread.activation_checkpointing else 4
         mixtures = sum(unit.routed > 0 for unit in units)
         tokens = low * config.width * rows * trips * mixtures * times * (experts - 1) / experts
-    within = shards <= setting.per_node
-    inside = (gathers + inside_group if within else 0.0) + (tokens if experts <= setting.per_node else 0.0)
-    total = gathers + inside_group + between + tokens
-    return Traffic(gathers, inside_group + between, tokens, inside, total - inside)
+    layers = _tensor_sums(setting)
+    inside = (
+        (gathers + inside_group if shards <= setting.per_node else 0.0)
+        + (tokens if experts <= setting.per_node else 0.0)
+        + (layers if spread.tensor <= setting.per_node else 0.0)
+    )
+    total = gathers + inside_group + between + tokens + layers
+    return Traffic(gathers, inside_group + between, tokens, layers, inside, total - inside)
+
+
+def _tensor_sums(setting: Setting) -> float:
+    """All-reduces inside a tensor group: of what each sub-layer gives, and of the gradients of what it is given; at the
+    end of the latter for the output layer. What is a few numbers a token (norms, losses) is not counted."""
+    spread, one = setting.spread, setting.micro_batch
+    # Computed again, a sub-layer sums again, but for a block's last: what a dense one gives, no gradient needs.
+    again = spread.activation_checkpointing
+    rows = 0.0
+    for index in range(setting.config.layers):
+        rows += one.tokens * (2 + again)
+        rows += one.tokens * _rows(setting) * (2 + again) if setting.config.unit(index).routed else one.tokens * 2
+    rows += setting.places or one.tokens
+    summed = spread.micro_batches * rows * setting.config.width * compute_bytes(setting.recipe.precision)
+    return 2 * _ring(spread.tensor) * summed
 
 
 def _ring(ranks: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor, nn
 from trireme_api.families import ModelConfig
@@ -16,12 +17,30 @@ Head = Callable[[Tensor, Project], Tensor]
 """(hidden_BTD, project) → what the forward pass returns, as a loss that never holds all logits at once."""
 
 
+class Positions(Protocol):
+    """Ranks with the same hidden states share the output layer out: each takes it of its own positions."""
+
+    ranks: int
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of a tensor with a row for each position those of this rank's."""
+
+    def all(self, own: Tensor, count: int) -> Tensor:
+        """The rows of all `count` positions, from each rank's own. Collective, as is `sum`."""
+
+    def sum(self, part: Tensor) -> Tensor:
+        """Over the ranks."""
+
+
 class LanguageModel(nn.Module):
     """Built under `torch.device("meta")`: weights come from `initial_value` or a checkpoint, not from a constructor."""
 
     config: ModelConfig
     blocks: nn.ModuleList
     """Transformer blocks in order: the units that are sharded, compiled and recomputed."""
+    shared_positions: Positions | None = None
+    """Set where other ranks have the same hidden states. A gradient of what lies outside the blocks is then divided by
+    their number, for each is taken to have all of it."""
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, head: Head | None = None, mask_BT: Tensor | None = None) -> Tensor:

@@ -43,12 +43,18 @@ class ChunkedCrossEntropy:
             hidden = hidden_BTD.flatten(0, 1)
             if places_N is not None:
                 hidden = hidden.index_select(0, places_N)
-            if not (torch.is_grad_enabled() and hidden.requires_grad):
-                with torch.no_grad():
-                    return self._sum(hidden, targets_N, project, valid, scale, backward=False)[0]
-            with torch.enable_grad():
-                loss, gradient = self._sum(hidden.detach(), targets_N, project, valid, scale, backward=True)
-            assert gradient is not None
+            shared = model.shared_positions
+            own, targets = (hidden, targets_N) if shared is None else (shared.own(hidden), shared.own(targets_N))
+            backward = torch.is_grad_enabled() and hidden.requires_grad
+            with torch.set_grad_enabled(backward):
+                # Weights have the gradient of this rank's positions alone, and it will be divided by the ranks.
+                factor = scale if shared is None else shared.ranks * (1.0 if scale is None else scale)
+                loss, gradient = self._sum(own.detach(), targets, project, valid, factor, backward=backward)
+            if shared is not None:
+                loss = shared.sum(loss)
+                gradient = None if gradient is None else shared.all(gradient / shared.ranks, len(hidden))
+            if gradient is None:
+                return loss
             out: Tensor = _Precomputed.apply(hidden, loss, gradient)  # type: ignore[no-untyped-call]
             return out
 
@@ -56,9 +62,10 @@ class ChunkedCrossEntropy:
         return out
 
     def _sum(
-        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, scale: Tensor | None, *,
+        self, hidden_ND: Tensor, targets_N: Tensor, project: Project, valid: Tensor, factor: Tensor | float | None, *,
         backward: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        """The loss, and where `backward` the gradient of `factor` times it."""
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradients = []
         chunks = zip(torch.split(hidden_ND, self._chunk), torch.split(targets_N, self._chunk), strict=True)
@@ -66,7 +73,7 @@ class ChunkedCrossEntropy:
             part = hidden.detach().requires_grad_(backward)
             loss = self._cross_entropy(project(part), targets) / valid
             if backward:
-                (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+                (loss if factor is None else loss * factor).backward()  # type: ignore[no-untyped-call]
                 assert part.grad is not None
                 gradients.append(part.grad)
             total += loss.detach()

@@ -35,7 +35,7 @@ def shard_model(
     """
     blocks: Sequence[nn.Module] = list(model.blocks)
     if tensor_mesh is not None:
-        divide_layers(model.blocks, tensor_mesh["tensor"])
+        divide_layers(model, tensor_mesh["tensor"])
     if expert_mesh is not None:
         for experts in experts_of(model):
             spread_experts(experts, expert_mesh["expert"])
@@ -61,7 +61,7 @@ def shard_model(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    # Outside the blocks all ranks of a tensor group compute the same, so that each has the gradient of all its tokens.
+    # Outside the blocks the ranks of a tensor group compute the same: each has the gradient of all their tokens.
     root.set_gradient_divide_factor(float(recipe.parallelism.tensor))
     model.to_empty(device=device)
 

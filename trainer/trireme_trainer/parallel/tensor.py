@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.attention import SelfAttention
 from trireme_trainer.layers.experts import Experts
 from trireme_trainer.layers.feed_forward import FeedForward
@@ -29,9 +30,11 @@ Watch = Callable[[Tensor], None]
 """Told of each sum before it begins."""
 
 
-def divide_layers(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Leaves each rank of `mesh` (one dimension) its part of every layer. Before FSDP, on the meta device."""
-    for module in list(model.modules()):
+def divide_layers(model: LanguageModel, mesh: DeviceMesh) -> None:
+    """Leaves each rank of `mesh` (one dimension) its part of every layer in the blocks. Before FSDP, on the meta
+    device."""
+    model.shared_positions = SharedPositions(Peers(mesh))
+    for module in list(model.blocks.modules()):
         peers = Peers(mesh)
         match module:
             case SelfAttention():
@@ -59,10 +62,9 @@ def peers_of(model: nn.Module) -> dict[str, Peers]:
     """Who computes which layer together, by the name of the layer, not of the parts within."""
     found: dict[Peers, str] = {}
     for name, module in model.named_modules():
-        holder = module.exchange if isinstance(module, Experts) else module
-        peers = getattr(holder, "peers", None)
-        if isinstance(peers, Peers):
-            found.setdefault(peers, name)
+        for holder in (getattr(module, "shared_positions", None), getattr(module, "exchange", None), module):
+            if isinstance(peers := getattr(holder, "peers", None), Peers):
+                found.setdefault(peers, name or "root")
     return {name: peers for peers, name in found.items()}
 
 
@@ -143,20 +145,40 @@ class _Rows(nn.Linear):
 
 
 class _Norm(nn.LayerNorm):
-    """Over channels that lie on all ranks: their mean, then that of their squared distances from it, in fp32."""
+    """Over channels that lie on all ranks."""
 
     peers: Peers
 
     def forward(self, input: Tensor) -> Tensor:
-        channels = input.shape[-1] * self.peers.size
-        x = input.float()
-        centred = x - self._sum(x) / channels
-        normed = centred * torch.rsqrt(self._sum(centred.square()) / channels + self.eps)
-        return normed.to(input.dtype) * _own(self.weight) + _own(self.bias)
+        out: Tensor = _Normed.apply(input, _own(self.weight), _own(self.bias), self.eps, self.peers)  # type: ignore[no-untyped-call]
+        return out
 
-    def _sum(self, x: Tensor) -> Tensor:
-        """Over all channels. It goes into the computation of every rank's part."""
-        return self.peers.spread(self.peers.merge(x.sum(-1, keepdim=True)))
+
+class _Normed(torch.autograd.Function):
+    """Keeps its input and two numbers a token, as the fused LayerNorm does; statistics in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, peers: Peers) -> Tensor:
+        channels = input.shape[-1] * peers.size
+        mean = peers.sum(input.sum(-1, keepdim=True, dtype=torch.float32)) / channels
+        # From the distances to the mean: a difference of two large sums would lose what matters.
+        scale = torch.rsqrt(peers.sum((input - mean).square_().sum(-1, keepdim=True)) / channels + eps)
+        ctx.save_for_backward(input, weight, mean, scale)
+        ctx.peers, ctx.channels = peers, channels
+        return torch.addcmul(bias, (input - mean).mul_(scale).to(input.dtype), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        input, weight, mean, scale = ctx.saved_tensors
+        out, normed = gradients[0], (input - mean).mul_(scale)
+        tokens = tuple(range(out.dim() - 1))
+        of_bias = out.sum(tokens, dtype=torch.float32).to(weight.dtype)
+        of_weight = (out * normed).sum(tokens).to(weight.dtype)
+        weighted = out * weight.float()
+        both = torch.stack([weighted.sum(-1), (weighted * normed).sum(-1)], dim=-1)
+        plain, along = (ctx.peers.sum(both) / ctx.channels).split(1, dim=-1)
+        inner = weighted.sub_(plain).sub_(normed.mul_(along)).mul_(scale)
+        return inner.to(input.dtype), of_weight, of_bias, None, None
 
 
 class _Attention(SelfAttention):
@@ -183,6 +205,28 @@ class _FeedForward(FeedForward):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         return super().forward(self.peers.spread(hidden_BTD))
+
+
+class SharedPositions:
+    """`families.base.Positions`: an equal number for each rank, in order, the last ones fewer."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.peers, self.ranks = peers, peers.size
+
+    def own(self, rows: Tensor) -> Tensor:
+        first, last = self._bounds(len(rows))
+        return rows[first:last]
+
+    def all(self, own: Tensor, count: int) -> Tensor:
+        first, last = self._bounds(count)
+        return self.peers.sum(F.pad(own, [0, 0] * (own.dim() - 1) + [first, count - last]))
+
+    def sum(self, part: Tensor) -> Tensor:
+        return self.peers.sum(part)
+
+    def _bounds(self, count: int) -> tuple[int, int]:
+        each = -(-count // self.ranks)
+        return min(count, self.peers.rank * each), min(count, (self.peers.rank + 1) * each)
 
 
 class Divided:
