@@ -120,6 +120,9 @@ def plain(found: Plan) -> dict[str, Any]:
     return {
         "model": setting.recipe.model.preset,
         "parameters": {"total": count.total, "activated": count.activated},
+        "sizes": [
+            {"parameters": session.config.parameters().total, "steps": steps} for session, steps in setting.sessions
+        ],
         "device": setting.board.name if setting.board else CPU,
         "devices": setting.ranks,
         "nodes": setting.nodes,

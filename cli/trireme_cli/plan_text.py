@@ -15,7 +15,9 @@ def lines(plan: Plan) -> Iterator[str]:
     setting, count = plan.setting, plan.setting.config.parameters()
     device = setting.board.name if setting.board else "cpu"
     activated = f", {quantity(count.activated)} activated" if count.activated != count.total else ""
-    yield f"{setting.recipe.model.preset}: {quantity(count.total)} parameters{activated}"
+    sizes = [session.config.parameters().total for session, _ in setting.sessions]
+    grows = f", grown from {quantity(sizes[0])} in {len(sizes) - 1} steps" if len(sizes) > 1 else ""
+    yield f"{setting.recipe.model.preset}: {quantity(count.total)} parameters{activated}{grows}"
     share = setting.share
     yield (
         f"{setting.ranks} x {device} on {setting.nodes} {'node' if setting.nodes == 1 else 'nodes'}, "
@@ -83,10 +85,10 @@ def _time(plan: Plan) -> Iterator[str]:
     yield f"FLOPs      {flops.model / 1e9:,.4g} G a token{again}; {total:.3g} for {quantity(plan.tokens)} tokens"
     if plan.own.speed is None or plan.training_seconds is None or plan.wall_seconds is None:
         return
-    speed = plan.own.speed
+    speed, rate = plan.own.speed, plan.tokens / plan.training_seconds
     bound = "products" if speed.compute_seconds >= speed.traffic_seconds else "the network"
     yield (
-        f"time       {duration(plan.training_seconds)} for {steps:,} steps, {quantity(speed.tokens_per_second)} "
+        f"time       {duration(plan.training_seconds)} for {steps:,} steps, {quantity(rate)} "
         f"tokens/s, bound by {bound}; {duration(plan.wall_seconds)} with saves and failures"
     )
 

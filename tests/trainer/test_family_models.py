@@ -41,6 +41,12 @@ def test_every_size_has_exactly_the_stated_parameters(name: str) -> None:
     assert largest == config.block_parameters()
 
 
+def assert_spread(weight: Tensor, std: float, parameter: str) -> None:
+    """Five deviations of the standard deviation of n normal values (uniform ones vary less): 5 % of 5,000 values, all
+    that can be said of a hundred is 35 %."""
+    assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel())), parameter
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_each_parameter_starts_as_its_rule_says(name: str) -> None:
     model = initialised(name)
@@ -50,12 +56,10 @@ def test_each_parameter_starts_as_its_rule_says(name: str) -> None:
                 assert (weight == value).all(), parameter
             case Uniform(bound):
                 assert weight.abs().max() <= bound, parameter
-                if weight.numel() > 1000:
-                    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), parameter
+                assert_spread(weight, bound / math.sqrt(3), parameter)
             case Normal(std, zero_row):
                 rows = [row for row in range(len(weight)) if row != zero_row]
-                if weight.numel() > 1000:
-                    assert weight[rows].std().item() == pytest.approx(std, rel=0.05), parameter
+                assert_spread(weight[rows], std, parameter)
                 if zero_row is not None:
                     assert not weight[zero_row].any(), parameter
 

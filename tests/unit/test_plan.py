@@ -11,7 +11,9 @@ import pytest
 import yaml
 from trireme_api.carbon import PUBLISHED as FOOTPRINTS
 from trireme_api.devices import BOARDS
-from trireme_api.planning import Setting, make
+from trireme_api.families import PRESETS
+from trireme_api.families.growing import GrowingConfig
+from trireme_api.planning import Plan, Setting, make
 from trireme_api.planning.published import PUBLISHED, PublishedSpeed
 from trireme_api.planning.speed import MODEL_ERROR, expected
 from trireme_api.planning.traffic import of as traffic_of
@@ -241,6 +243,46 @@ class TestFitting:
         names = [row.name for row in rows]
         assert names[0] == "grad-op"
         assert len(set(names)) == len(names) == 6
+
+
+class TestGrowth:
+    """`anytime` with `growEvery`: the model in the end decides what must fit, each size what it costs."""
+
+    def stream(self, **anytime: int) -> Setting:
+        stream = {"sources": [{"path": "stream-{n}"}], "sequenceLength": 2048}
+        return setting(
+            "growing-125m", gpus=8, data=stream, until={"steps": 1000}, anytime={"megaBatches": 5, **anytime}
+        )
+
+    def alone(self, splits: str, steps: int) -> Plan:
+        model = {"preset": "growing-125m", "overrides": {"splits": splits}}
+        return make(setting(gpus=8, model=model, until={"steps": steps}))
+
+    def test_it_is_a_run_of_each_size(self) -> None:
+        found = make(self.stream(growEvery=2))
+        alone = [
+            self.alone(";".join([splits] * 12) if splits else "", steps)
+            for splits, steps in (("", 400), ("0", 400), ("0,0", 200))
+        ]
+        assert found.training_seconds == pytest.approx(sum(one.training_seconds or 0 for one in alone))
+        assert found.flops.model * 1000 == pytest.approx(
+            sum(one.flops.model * one.setting.recipe.total_steps for one in alone)
+        )
+        assert found.own.memory == alone[-1].own.memory
+        assert found.checkpoint.bytes == alone[-1].checkpoint.bytes > 1.9 * alone[0].checkpoint.bytes
+
+    def test_any_expert_may_be_split(self) -> None:
+        base = PRESETS["growing-tiny"].config
+        assert isinstance(base, GrowingConfig)
+        one, other = base.grown(3), base.split((0, 0)).split((1, 0)).split((2, 1))
+        assert base.grown(0) == base
+        assert (one.growths, one.parameters()) == (other.growths, other.parameters())
+        assert one.train_flops_per_token(64) == other.train_flops_per_token(64)
+
+    def test_a_stream_that_does_not_grow_is_a_plain_run(self) -> None:
+        found, plain = make(self.stream()), self.alone("", 1000)
+        assert (found.training_seconds, found.own.memory) == (plain.training_seconds, plain.own.memory)
+        assert any(line.startswith("stream: waiting for data") for line in found.assumptions)
 
 
 def run(*args: str) -> int:

@@ -58,6 +58,12 @@ class GrowingConfig(GptConfig):
         splits = ";".join(",".join(str(expert) for expert in tree) for tree in grown)
         return GrowingConfig.model_validate({**self.model_dump(), "splits": splits})
 
+    def grown(self, times: int) -> GrowingConfig:
+        """As after so many splits of every layer: of the experts' sizes and costs it makes no odds which are split."""
+        tail = (0,) * times
+        splits = ";".join(",".join(str(expert) for expert in (*tree, *tail)) for tree in self.trees())
+        return GrowingConfig.model_validate({**self.model_dump(), "splits": splits if times or self.splits else ""})
+
     @property
     def growths(self) -> int:
         """Splits in each layer."""

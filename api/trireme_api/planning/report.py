@@ -28,6 +28,7 @@ class Row:
 class Plan:
     setting: Setting
     flops: TokenFlops
+    """Of a token, in the mean over the run."""
     rows: list[Row]
     """The recipe's own first."""
     remedies: list[str]
@@ -65,7 +66,7 @@ def make(
         for way in fitting.ways(setting)
     ]  # fmt: skip
     own = rows[0]
-    seconds = own.speed.step_seconds * setting.recipe.total_steps if own.speed else None
+    seconds = _training_seconds(setting, tflops)
     saved = costs.checkpoint(setting, storage)
     failures = costs.failures(setting, saved, seconds, storage)
     wall = seconds / failures[0].goodput if seconds is not None and failures[0].goodput else None
@@ -73,10 +74,29 @@ def make(
     tokens = float(setting.recipe.total_steps * setting.recipe.batch.tokens)
     footprint = costs.footprint(setting, board, wall, tokens, policy) if board and wall is not None else None
     return Plan(
-        setting, TokenFlops.of(setting.config, setting.recipe), rows,
+        setting, _flops(setting), rows,
         fitting.remedies(setting) if own.fits is False else [],
         seconds, saved, failures, wall, footprint, _assumptions(setting, own, footprint, storage, tflops),
     )  # fmt: skip
+
+
+def _training_seconds(setting: Setting, tflops: float | None) -> float | None:
+    total = 0.0
+    for session, steps in setting.sessions:
+        found = speed.expected(session, tflops)
+        if found is None:
+            return None
+        total += found.step_seconds * steps
+    return total
+
+
+def _flops(setting: Setting) -> TokenFlops:
+    """Of a token, in the mean over the run."""
+    parts = [(TokenFlops.of(session.config, setting.recipe), steps) for session, steps in setting.sessions]
+    whole = sum(steps for _, steps in parts)
+    return TokenFlops(
+        *(sum(getattr(one, name) * steps for one, steps in parts) / whole for name in ("model", "hardware", "palm"))
+    )
 
 
 def _assumptions(
@@ -109,6 +129,10 @@ def _assumptions(
             f"carbon: PUE {footprint.pue:g}, {footprint.intensity.grams_per_kilowatt_hour:g} g/kWh "
             f"({footprint.intensity.source}); hardware by calendar, 4 years"
         )
+    if setting.recipe.stream is not None:
+        found.append("stream: waiting for data takes no nodes, and is in no figure here")
+    if len(setting.sessions) > 1:
+        found.append("growth: the table and the checkpoint are of the model in the end; FLOPs and time of each size")
     if setting.recipe.compile:
         found.append("compile: memory is counted without it; compiled blocks keep less, and run faster than said here")
     return found

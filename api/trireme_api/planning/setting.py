@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trireme_api.devices import Board
-from trireme_api.families import ModelConfig, check_recipe
+from trireme_api.families import ModelConfig, check_recipe, resolve
 from trireme_api.families.activations import Pass
+from trireme_api.families.growing import GrowingConfig
 from trireme_api.families.memory import Moment, Spread, compute_bytes, peak
 from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec
@@ -21,6 +22,7 @@ USABLE = 0.9
 class Setting:
     recipe: Recipe
     config: ModelConfig
+    """Where the model grows: as it is in the end."""
     ranks: int
     per_node: int
     """Ranks of one machine."""
@@ -34,7 +36,20 @@ class Setting:
         if recipe.objective == "few-shot":
             raise InvalidSpec(f"{path}objective", "no plan is made for few-shot; it is for causal-lm and masked-lm")
         recipe.parallelism.check_ranks(ranks, path)
-        return cls(recipe, config, ranks, min(per_node, ranks), board)
+        setting = cls(recipe, config, ranks, min(per_node, ranks), board)
+        return setting.sessions[-1][0] if recipe.stream is not None else setting
+
+    @property
+    def sessions(self) -> list[tuple[Setting, int]]:
+        """With the model of each size that the run trains, from the first on, and its optimiser steps: with `anytime` a
+        model may grow between sessions, else it has one size."""
+        stream, base = self.recipe.stream, resolve(self.recipe.model)
+        if stream is None or not isinstance(base, GrowingConfig):
+            return [(self, self.recipe.total_steps)]
+        steps: dict[int, int] = {}
+        for session in stream:
+            steps[session.growths] = steps.get(session.growths, 0) + session.end_step - session.first_step
+        return [(replace(self, config=base.grown(times)), count) for times, count in steps.items()]
 
     def changed(self, *, ranks: int | None = None, **fields: Any) -> Setting:
         """With other fields of the recipe, or more ranks."""
