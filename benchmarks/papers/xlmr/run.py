@@ -1,26 +1,25 @@
 """XLM-R XL and XXL (2105.00572) in miniature: does a larger encoder find more of what is hidden, in
 every language?
 
-    python benchmarks/papers/xlmr/run.py             # a few minutes on one idle core
+    python benchmarks/papers/xlmr/run.py             # about a quarter of an hour on one idle core
 
-Three sizes at three learning rates, the same masked tokens of the same eight languages (Debian's translated manual
-pages, temperature 0.3), the same number of steps; judged by the perplexity of hidden tokens of held-out text. Each
-finished run is written at once; started again, it goes on with those that are missing.
+Three sizes, the same masked tokens of the same eight languages (Debian's translated manual pages, temperature 0.3), the
+same number of steps; judged by the loss of hidden tokens of held-out text. Each size has its own learning rate: of the
+same few, the best on a seed that is not measured.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import tempfile
-import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import build
@@ -30,21 +29,31 @@ from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
 from trireme_trainer.schedule import learning_rate
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import languages  # noqa: E402
-import processes  # noqa: E402
+import languages
+from learning import DEVICE
+from miniature import (
+    TUNING,
+    Miniature,
+    Options,
+    Run,
+    Runs,
+    best,
+    eight_languages,
+    main,
+    seeds,
+    spread,
+)
 
-VOCABULARY, LENGTH, ROWS = 2048, 64, 16
+VOCABULARY, LENGTH, ROWS = 512, 64, 16
 HELD_OUT = 8192
 """Most tokens of a language that are looked at."""
-RATES = [1e-3, 2e-3, 5e-3]
-SIZES = {"small": (2, 32), "middle": (2, 64), "large": (4, 96)}
+SIZES = {"small": (2, 32), "middle": (2, 64), "large": (2, 128)}
 """Layers and width."""
 
 
-def recipe(corpora: dict[str, Path], size: str, seed: int, steps: int, rate: float) -> Recipe:
+def recipe(options: Options, size: str, rate: float, seed: int, corpora: dict[str, Path]) -> Recipe:
     layers, width = SIZES[size]
     tokens = ROWS * LENGTH
     shape = {
@@ -58,28 +67,28 @@ def recipe(corpora: dict[str, Path], size: str, seed: int, steps: int, rate: flo
         "data": {"sources": sources, "mixture": {"alpha": 0.3}, "sequenceLength": LENGTH},
         "batch": {"tokens": tokens, "micro": ROWS},
         "optimizer": {"learningRate": rate, "betas": [0.9, 0.98], "weightDecay": 0.01, "clip": 1.0},
-        "schedule": {"warmupTokens": steps // 10 * tokens, "finalFraction": 0.0},
+        "schedule": {"warmupTokens": options.steps // 10 * tokens, "finalFraction": 0.0},
         "precision": "fp32",
         "evaluation": {"tokens": HELD_OUT, "sequences": 32},
-        "until": {"steps": steps},
+        "until": {"steps": options.steps},
         "seed": seed,
     })  # fmt: skip
 
 
-def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
+def run(options: Options, size: str, rate: float, seed: int, corpora: dict[str, Path]) -> Run:
     """One training, and at the end loss and perplexity of hidden tokens by language."""
-    began = time.perf_counter()
+    spec = recipe(options, size, rate, seed, corpora)
     config = check_recipe(spec)
-    model = build(config).to(device)
+    model = build(config).to(DEVICE)
     initialise(model, spec.seed)
-    objective = MaskedTokens(spec, config, World(0, 1, 0, 1, device), None)
+    objective = MaskedTokens(spec, config, World(0, 1, 0, 1, DEVICE), None)
     optimizer = Optimizer(model, spec.optimizer)
     losses = []
     with objective.batches(0, 1, False) as batches:
         for step in range(spec.total_steps):
             (batch,) = batches.micro_batches(step)
-            valid = (batch.targets >= 0).sum().to(device, torch.float32)
-            losses.append(float(objective.learn(model, batch.on(device), valid, None, lambda: None)))
+            valid = (batch.targets >= 0).sum().to(DEVICE, torch.float32)
+            losses.append(float(objective.learn(model, batch.on(DEVICE), valid, None, lambda: None)))
             norm = optimizer.clip()
             optimizer.step(learning_rate(spec, (step + 1) * spec.batch.tokens), (~torch.isfinite(norm)).float())
     found = objective.evaluate(model, lambda: None)["heldOut"]
@@ -89,7 +98,6 @@ def run(spec: Recipe, device: torch.device) -> dict[str, Any]:
             for row in found if row["source"] is None
         },
         "losses": [round(x, 4) for x in losses[::10]], "parameters": config.parameters().total,
-        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -97,98 +105,77 @@ def key(size: str, rate: float, seed: int) -> str:
     return f"{size}, {rate:g}, seed {seed}"
 
 
-Runs = dict[str, dict[str, Any]]
-
-
-def losses_of(runs: Runs, size: str, rate: float, language: str, seeds: list[int]) -> list[float]:
-    return [runs[key(size, rate, seed)]["languages"][language]["loss"] for seed in seeds]
-
-
-def best_rate(runs: Runs, size: str, rates: list[float], seeds: list[int]) -> float:
-    """Of the lowest mean over languages and seeds."""
-
-    def mean(rate: float) -> float:
-        return statistics.mean(
-            statistics.mean(losses_of(runs, size, rate, language, seeds)) for language in languages.LANGUAGES
-        )
-
-    return min(rates, key=mean)
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def summary(runs: Runs, rates: list[float], seeds: list[int]) -> list[str]:
-    head = " | ".join(f"{size}, {runs[key(size, rates[0], seeds[0])]['parameters']:,}" for size in SIZES)
-    lines = [f"| mean over languages, peak learning rate | {head} |", f"|---|{'--:|' * len(SIZES)}"]
-    for rate in rates:
-        cells = []
+def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[dict[str, Path]], Run]]]:
+    for size in SIZES:
+        for rate in options.rates:
+            yield key(size, rate, TUNING), partial(run, options, size, rate, TUNING)
+    for seed in seeds(options):
         for size in SIZES:
-            by_language = [losses_of(runs, size, rate, language, seeds) for language in languages.LANGUAGES]
-            cells.append(spread([statistics.mean(column) for column in zip(*by_language, strict=True)]))
-        lines.append(f"| {rate:g} | {' | '.join(cells)} |")
-    best = {size: best_rate(runs, size, rates, seeds) for size in SIZES}
-    head = " | ".join(f"{size}, at {best[size]:g}" for size in SIZES)
-    lines += ["", f"| each at its best rate | {head} | in order |", f"|---|{'--:|' * len(SIZES)}--:|"]
+            rate = best_rate(options, runs, size)
+            yield key(size, rate, seed), partial(run, options, size, rate, seed)
+
+
+def losses(runs: Runs, size: str, rate: float, language: str, of: list[int]) -> list[float]:
+    """By seed."""
+    return [runs[key(size, rate, seed)]["languages"][language]["loss"] for seed in of]
+
+
+def means(runs: Runs, size: str, rate: float, of: list[int]) -> list[float]:
+    """Over languages, by seed."""
+    by_language = [losses(runs, size, rate, language, of) for language in languages.LANGUAGES]
+    return [statistics.mean(column) for column in zip(*by_language, strict=True)]
+
+
+def best_rate(options: Options, runs: Runs, size: str) -> float:
+    return best(options.rates, lambda rate: means(runs, size, rate, [TUNING])[0])
+
+
+def ordered(by_size: list[list[float]]) -> int:
+    """Seeds in which the loss falls from each size to the next."""
+    return sum(all(a > b for a, b in pairwise(row)) for row in zip(*by_size, strict=True))
+
+
+def table(options: Options, runs: Runs) -> list[str]:
+    lines = [f"| mean over languages, seed {TUNING} | {' | '.join(SIZES)} |", f"|---|{'--:|' * len(SIZES)}"]
+    for rate in options.rates:
+        cells = [f"{means(runs, size, rate, [TUNING])[0]:.3f}" for size in SIZES]
+        lines.append(f"| peak learning rate {rate:g} | {' | '.join(cells)} |")
+    rates = {size: best_rate(options, runs, size) for size in SIZES}
+    count = {size: runs[key(size, rate, 1)]["parameters"] for size, rate in rates.items()}
+    head = " | ".join(f"{size}, {count[size]:,}, at {rate:g}" for size, rate in rates.items())
+    lines += ["", f"| loss of hidden tokens | {head} | in order |", f"|---|{'--:|' * len(SIZES)}--:|"]
+    of = seeds(options)
     for language in languages.LANGUAGES:
-        by_size = [losses_of(runs, size, best[size], language, seeds) for size in SIZES]
-        ordered = sum(all(a > b for a, b in pairwise(row)) for row in zip(*by_size, strict=True))
-        lines.append(f"| {language} | {' | '.join(map(spread, by_size))} | {ordered} of {len(seeds)} |")
+        by_size = [losses(runs, size, rates[size], language, of) for size in SIZES]
+        lines.append(f"| {language} | {' | '.join(map(spread, by_size))} | {ordered(by_size)} of {len(of)} |")
+    by_size = [means(runs, size, rates[size], of) for size in SIZES]
+    lines.append(f"| mean over languages | {' | '.join(map(spread, by_size))} | {ordered(by_size)} of {len(of)} |")
     return lines
 
 
-def plot(runs: Runs, rates: list[float], seeds: list[int], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "xlmr"
+def plot(options: Options, runs: Runs) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    sizes = [runs[key(size, rates[0], seeds[0])]["parameters"] for size in SIZES]
+    rates = {size: best_rate(options, runs, size) for size in SIZES}
+    sizes = [runs[key(size, rate, 1)]["parameters"] for size, rate in rates.items()]
     for number, language in enumerate(languages.LANGUAGES):
-        found = [losses_of(runs, size, best_rate(runs, size, rates, seeds), language, seeds) for size in SIZES]
+        found = [losses(runs, size, rate, language, seeds(options)) for size, rate in rates.items()]
         colour = f"C{number}"
         axes.plot(sizes, [statistics.mean(values) for values in found], color=colour, label=language)
         for size, values in zip(sizes, found, strict=True):
             axes.plot([size] * len(values), values, "o", color=colour, alpha=0.5)
     axes.set(xscale="log", xlabel="parameters, each size at its best rate", ylabel="loss of hidden tokens, nats")
     axes.legend(ncols=2, fontsize="small")
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="peak learning rates")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="where the tokenised text is kept; left out: made anew")
-    parser.add_argument("--output", type=Path, default=HERE / "result.json")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)
-    shape = {"steps": options.steps}
-    with tempfile.TemporaryDirectory(prefix="xlmr-") as directory:
-        corpora, packages = languages.make_corpora(options.work or Path(directory), VOCABULARY)
-        result: dict[str, Any] = {"machine": processes.machine(), "text": packages, "shape": shape, "runs": {}}
-        if options.output.exists():
-            known = json.loads(options.output.read_text())
-            if known["shape"] == shape and known["text"] == packages:
-                result = known
-        seeds = list(range(1, options.seeds + 1))
-        for seed in seeds:
-            for rate in options.rates:
-                for size in SIZES:
-                    name = key(size, rate, seed)
-                    if name in result["runs"]:
-                        continue
-                    result["runs"][name] = run(recipe(corpora, size, seed, options.steps, rate), device)
-                    options.output.write_text(json.dumps(result, indent=1) + "\n")
-                    print(f"{name}: {result['runs'][name]['seconds']} s", flush=True)
-    print("\n".join(summary(result["runs"], options.rates, seeds)))
-    plot(result["runs"], options.rates, seeds, options.output.with_suffix(".svg"))
+PAPER = Miniature(
+    __file__, __doc__,
+    settings={"steps": 1200, "seeds": 3, "rates": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]},
+    quick={"steps": 10, "seeds": 1, "rates": [2e-3]},
+    shape=lambda options: {"steps": options.steps},
+    corpus=eight_languages(VOCABULARY), plan=plan, table=table, plot=plot,
+)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(PAPER)
