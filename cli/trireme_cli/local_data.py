@@ -76,14 +76,16 @@ def _look(recipe: Recipe, claims: Mapping[str, Path], here: bool) -> list[dict[s
 
 
 def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> None:
-    """Raises InvalidSpec where the newest checkpoint under `uri`, if there is one that can be read, is of another model
-    or was imported with another tokenizer; whether the rest of it fits, the trainer says."""
+    """Raises InvalidSpec where the newest checkpoint under `uri`, if there is one on this machine that can be read, is
+    of another model or was imported with another tokenizer; whether the rest of it fits, the trainer says."""
     try:
         from trireme_trainer.checkpoint import CheckpointError, CheckpointStore
         from trireme_trainer.outcome import TrainingEnd
         from trireme_trainer.same_run import MAY_CHANGE, check_model, check_tokenizer
-        from trireme_trainer.storage import StorageError
+        from trireme_trainer.storage import StorageError, is_local
     except ImportError:
+        return
+    if not is_local(uri):
         return
     grows = {"splits"} if recipe.anytime is not None else set[str]()
     try:

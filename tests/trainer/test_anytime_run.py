@@ -106,8 +106,11 @@ def test_the_same_losses_at_any_number_of_ranks_with_a_crash_after_growth(
     assert max(abs(losses[step] - expected[step]) for step in expected) <= 1e-5
     ours, theirs = (whole_state(root / "checkpoints") for root in (tmp_path, alone[0]))
     assert ours[0].splits == theirs[0].splits
-    # Adam divides by the gradient's own size: where that is next to nothing, rounding becomes part of a step (of 1e-3).
-    assert max(float((ours[1][name] - value).abs().max()) for name, value in theirs[1].items()) <= 1e-3
+    # Not the key biases: softmax does not see them, and Adam makes steps of their rounding noise. Measured of the rest:
+    # 1.4e-5, of a gate, whose gradient is next to nothing while its experts are still alike.
+    seen = [name for name in theirs[1] if not name.endswith("k_proj.bias")]
+    assert max(float((ours[1][name] - theirs[1][name]).abs().max()) for name in seen) <= 5e-5
+
 
 
 def test_growth_is_what_changes_the_losses(
