@@ -46,7 +46,8 @@ class BatchSpec(Spec):
     tokens: PositiveInt
     """Global batch in tokens per optimiser step; a multiple of sequenceLength."""
     micro: PositiveInt = 1
-    """Sequences one rank takes through the model at once; the rest is gradient accumulation."""
+    """Sequences one rank (a group of `parallelism.tensor`) takes through the model at once; the rest is gradient
+    accumulation."""
 
 
 class OptimizerSpec(Spec):

@@ -19,13 +19,15 @@ def lines(plan: Plan) -> Iterator[str]:
     grows = f", grown from {quantity(sizes[0])} in {len(sizes) - 1} steps" if len(sizes) > 1 else ""
     yield f"{setting.recipe.model.preset}: {quantity(count.total)} parameters{activated}{grows}"
     share = setting.share
+    tensor = setting.spread.tensor
+    reader = "on each device" if tensor == 1 else f"in each group of {tensor} devices"
     yield (
         f"{setting.ranks} x {device} on {setting.nodes} {'node' if setting.nodes == 1 else 'nodes'}, "
-        f"{setting.recipe.precision}; a step is {setting.recipe.batch.tokens:,} tokens, on each device "
+        f"{setting.recipe.precision}; a step is {setting.recipe.batch.tokens:,} tokens, {reader} "
         f"{share.micro_batches} x {share.micro_sequences} sequences of {setting.recipe.data.sequence_length}"
     )
     sequences = setting.recipe.sequences_per_step
-    padding = 1 - sequences / (setting.ranks * share.micro_batches * share.micro_sequences)
+    padding = 1 - sequences / (share.world * share.micro_batches * share.micro_sequences)
     if padding > 0.01:
         yield f"{padding:.0%} of each step is padding: {sequences} sequences do not divide evenly"
     yield ""

@@ -37,7 +37,7 @@ from trireme_trainer.parallel.world import World
 
 CPU = torch.device("cpu")
 SMALL = {"dropout": 0.0, "attentionDropout": 0.0, "maximumPositions": 32, "width": 32, "heads": 4}
-STEPS = 5
+STEPS = 4
 MODELS: dict[str, dict[str, Any]] = {
     "opt": {"preset": "opt-tiny"},
     "opt post-LN": {"preset": "opt-tiny", "preNorm": False},
@@ -69,9 +69,9 @@ def _recipe(corpus: Path, model: str = "opt", tensor: int = 2, steps: int = STEP
     return recipe
 
 
-# --- every family, many ranks in one go: a few steps of AdamW on random tokens, without the loop around them ---
+# --- every family, many ranks in one go: a few steps of AdamW on a few tokens, without the loop around them ---
 
-ROWS = 4
+ROWS = 2
 """Sequences of a step, each taken through the model by itself: what a mixture drops depends on what is together."""
 
 
@@ -86,7 +86,7 @@ def _train(world: World, model: str, **changes: Any) -> dict[str, Any]:
     scale = torch.tensor(64.0) if recipe.precision == "fp16" else None
     told: dict[str, Any] = {"bytes": local_bytes(network.parameters()), "loss": [], "norm": []}
     for step in range(STEPS):
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(0)  # the same in each step, so that there is something to learn
         tokens, targets = torch.randint(5, 384, (2, ROWS, SEQUENCE), generator=generator)
         if not network.config.causal:
             targets[torch.rand(ROWS, SEQUENCE, generator=generator) > 0.2] = IGNORED
@@ -291,13 +291,12 @@ def test_few_shot_learns_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "line"),
     [
-        ("opt", {"tensor": 3}, "parallelism.tensor: must divide heads of opt-tiny, 4; got 3; set a divisor of all of "),
+        ("opt", {"tensor": 3}, "parallelism.tensor: must divide heads of opt-tiny, 4; got 3; set 2$"),
         (
             "opt", {"overrides": {"feedForwardWidth": 129}},
-            "parallelism.tensor: must divide feedForwardWidth of opt-tiny, 129; got 2; set a divisor of all of heads 4,"
-            " feedForwardWidth 129, e.g. 1",
+            "parallelism.tensor: must divide feedForwardWidth of opt-tiny, 129; got 2; set 1$",
         ),
-        ("moe", {"overrides": {"experts": 5}}, "parallelism.tensor: must divide experts of moe-tiny, 5; got 2; set"),
+        ("moe", {"overrides": {"experts": 5}}, "parallelism.tensor: must divide experts of moe-tiny, 5; got 2; set 1$"),
         ("gmlp", {}, "parallelism.tensor: must be 1 for gmlp-tiny, which has no attention heads to divide; use shard"),
         ("smlp", {}, "parallelism.tensor: must be 1 for smlp-tiny, .* share the experts out with parallelism.expert"),
         ("growing", {}, "parallelism.tensor: must be 1 for growing-tiny, which grows"),

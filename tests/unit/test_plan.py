@@ -335,6 +335,7 @@ class TestCommand:
             (recipe(parallelism={"expert": 2}), [], "parallelism.expert: must be 1 for opt-1.3b"),
             (recipe("moe-15b", parallelism={"expert": 16}), ["--gpus", "8"], "16 does not divide 8 ranks"),
             (recipe(parallelism={"tensor": 4}), ["--gpus", "6"], "parallelism.tensor: 4 does not divide 6 ranks"),
+            (recipe(parallelism={"tensor": 5}), ["--gpus", "10"], "parallelism.tensor: must divide heads of opt-1.3b"),
             (recipe(), ["--gpu", "h300"], "'h300' is not one of"),
             ({"spec": {}, "kind": "TrainingJob"}, [], "metadata.name"),
         ],

@@ -162,11 +162,8 @@ def _check_tensor(recipe: Recipe, config: ModelConfig, path: str) -> None:
         numbers["experts"] = config.experts
     for name, number in numbers.items():
         if number % ranks:
-            raise InvalidSpec(
-                where,
-                f"must divide {name} of {preset}, {number}; got {ranks}; set a divisor of all of "
-                f"{', '.join(f'{n} {v}' for n, v in numbers.items())}, e.g. {math.gcd(ranks, *numbers.values())}",
-            )
+            fitting = max(n for n in range(1, ranks) if math.gcd(*numbers.values()) % n == 0)
+            raise InvalidSpec(where, f"must divide {name} of {preset}, {number}; got {ranks}; set {fitting}")
     if recipe.compile and config.attention_dropout:
         raise InvalidSpec(
             where,

@@ -103,7 +103,7 @@ def _single(setting: Setting) -> Iterator[tuple[str, Setting]]:
                 break
     for times in (2, 4, 8):
         more = setting.changed(ranks=times * setting.ranks)
-        if more.ranks <= recipe.sequences_per_step and more.fits():
+        if more.share.world <= recipe.sequences_per_step and more.fits():
             yield f"{more.ranks} devices in place of {setting.ranks}", more
             break
 
