@@ -179,7 +179,8 @@ def main() -> None:
         known = json.loads(options.output.read_text())
         if (known["shape"], known["data"]) == (shape, data):
             result = known
-    seeds = list(range(1, options.seeds + 1))
+    seeds, picture = list(range(1, options.seeds + 1)), options.output.with_suffix(".svg")
+    before = len(result["runs"])
     for seed in seeds:
         for wait in options.waits:
             for name in METHODS:
@@ -191,8 +192,8 @@ def main() -> None:
                     options.output.write_text(json.dumps(result) + "\n")
                 print(f"{told}: {result['runs'][told]['cumulativeErrorRate']:.3f}", flush=True)
     print("\n".join(summary(result["runs"], options.waits, seeds)))
-    if not options.quick:
-        plot(result["runs"], options.waits, seeds, options.output.with_suffix(".svg"))
+    if not options.quick and (len(result["runs"]) > before or not picture.exists()):
+        plot(result["runs"], options.waits, seeds, picture)
 
 
 if __name__ == "__main__":
