@@ -18,10 +18,9 @@ from trireme_api.schema import InvalidSpec
 from trireme_cli.convert import convert
 from trireme_cli.evaluate import evaluate
 from trireme_cli.local_plan import Options, plan_recipe
-from trireme_trainer.data import sentence_pieces
 from trireme_trainer.data.prepare import Options as Preparation
 from trireme_trainer.data.prepare import prepare
-from trireme_trainer.data.tokenizer import Encoder, open_encoder
+from trireme_trainer.data.tokenizer import Encoder, open_encoder, sentence_pieces
 from trireme_trainer.families import build
 from trireme_trainer.families.convert import directory
 from trireme_trainer.layers.init import full_value

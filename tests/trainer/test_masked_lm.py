@@ -23,7 +23,7 @@ from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.masking import MaskedBatch, MaskingRule
-from trireme_trainer.data.special import SpecialTokens, special_tokens
+from trireme_trainer.data.tokenizer import SpecialTokens, special_tokens
 from trireme_trainer.metering import Arithmetic
 from trireme_trainer.objectives.cross_entropy import IGNORED
 from trireme_trainer.objectives.masked_lm import MaskedBatches, MaskedLM, MaskedText, MaskedTokens

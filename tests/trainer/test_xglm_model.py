@@ -18,8 +18,7 @@ from trireme_api.families import PRESETS
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.xglm import XglmConfig
 from trireme_trainer import families
-from trireme_trainer.data import sentence_pieces
-from trireme_trainer.data.tokenizer import open_encoder
+from trireme_trainer.data.tokenizer import open_encoder, sentence_pieces
 from trireme_trainer.families.convert import (
     ConversionError,
     config_from_hugging_face,

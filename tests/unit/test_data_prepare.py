@@ -22,7 +22,7 @@ from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.manifest import read_manifest
 from trireme_trainer.data.prepare import Options, prepare
 from trireme_trainer.data.shards import Corpus
-from trireme_trainer.data.tokenizer import JsonEncoder
+from trireme_trainer.data.tokenizer.byte_bpe import JsonEncoder
 from trireme_trainer.data.workspace import discard
 
 OPTIONS = Options(vocabulary=320, valid_fraction=0.1, shard_tokens=400)

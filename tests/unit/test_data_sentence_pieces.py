@@ -15,9 +15,8 @@ from trireme_cli.prepare import prepare as command
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.prepare import Options, prepare
-from trireme_trainer.data.sentence_pieces import SentencePieceEncoder, train
-from trireme_trainer.data.special import special_tokens
-from trireme_trainer.data.tokenizer import Encoder, open_encoder
+from trireme_trainer.data.tokenizer import Encoder, open_encoder, special_tokens
+from trireme_trainer.data.tokenizer.sentence_pieces import SentencePieceEncoder, train
 from trireme_trainer.evaluation.prompts import encode
 
 WORDS = ["trireme", "rower", "galley", "Größe", "κωπηλάτης", "капитан", "櫂", "hull"]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from trireme_trainer.data import tokenizer
 from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.tokenizer import JsonEncoder, train
+from trireme_trainer.data.tokenizer import byte_bpe
+from trireme_trainer.data.tokenizer.byte_bpe import JsonEncoder, train
 
 TEXTS = [f"The {w} rowed in time, and the {w}s' oars' beat was heard: 'tis {i}.\n" * 3 for i, w in enumerate(
     ["trireme", "rower", "galley", "Größe", "κωπηλάτης", "captain", "rank", "hull"]
@@ -57,7 +57,7 @@ def test_long_documents_in_pieces_encode_as_a_whole(text: str) -> None:
     encoder = JsonEncoder(JSON, "here")
     assert encoder._divisible
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "_PIECE_CHARS", 5)
+        patch.setattr(byte_bpe, "_PIECE_CHARS", 5)
         [pieces] = encoder.encode([text])
     encoder._divisible = False
     [whole] = encoder.encode([text])
@@ -65,15 +65,15 @@ def test_long_documents_in_pieces_encode_as_a_whole(text: str) -> None:
 
 
 def test_long_documents_are_really_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "_PIECE_CHARS", 40)
-    pieces = tokenizer._pieces("".join(TEXTS))
+    monkeypatch.setattr(byte_bpe, "_PIECE_CHARS", 40)
+    pieces = byte_bpe._pieces("".join(TEXTS))
     assert len(pieces) > 10
     assert "".join(pieces) == "".join(TEXTS)
 
 
 def test_training_gives_the_same_bytes_on_any_number_of_threads() -> None:
     script = (
-        "import hashlib, sys; from trireme_trainer.data.tokenizer import train\n"
+        "import hashlib, sys; from trireme_trainer.data.tokenizer.byte_bpe import train\n"
         "texts = [''.join(chr(97 + (i * j) % 23) + ' ' * (j % 4 == 0) for j in range(300)) for i in range(200)]\n"
         "print(hashlib.sha256(train(iter(texts), 600).encode()).hexdigest())"
     )

@@ -10,8 +10,7 @@ import yaml
 from trireme_api.job import parse_spec
 from trireme_api.layout import claims
 from trireme_api.recipe import Recipe
-from trireme_trainer.data import tokenizer
-from trireme_trainer.data.tokenizer import Encoder, JsonEncoder
+from trireme_trainer.data.tokenizer import Encoder, JsonEncoder, byte_bpe
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.prompts import Round, drawn, encode, judge, row
 from trireme_trainer.evaluation.scoring import Score
@@ -98,7 +97,7 @@ def test_solved_examples_stand_before_the_one_that_is_asked(task: Task) -> None:
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return JsonEncoder(tokenizer.train(iter(["It is wet. It is dry. So it rained, so it is wet."]), 300), "here")
+    return JsonEncoder(byte_bpe.train(iter(["It is wet. It is dry. So it rained, so it is wet."]), 300), "here")
 
 
 def test_white_space_before_the_cut_is_scored_with_what_follows(encoder: Encoder) -> None:

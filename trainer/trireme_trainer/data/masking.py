@@ -14,7 +14,7 @@ from trireme_api.masking import MaskingSpec
 
 from trireme_trainer.data.batches import IGNORED, Batch
 from trireme_trainer.data.order import derive, shuffled, uniforms
-from trireme_trainer.data.special import SpecialTokens
+from trireme_trainer.data.tokenizer import SpecialTokens
 
 Sample = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Tokens [T] of a block, those [T] the model gets, and the places to predict."""

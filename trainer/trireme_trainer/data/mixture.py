@@ -20,7 +20,7 @@ from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.order import Interleaving, derive, permute, shuffled
 from trireme_trainer.data.remote import local_copy
 from trireme_trainer.data.shards import Corpus, Documents
-from trireme_trainer.data.special import SpecialTokens, special_tokens
+from trireme_trainer.data.tokenizer import SpecialTokens, special_tokens
 from trireme_trainer.storage import StorageError
 
 _DOCUMENTS, _BLOCKS = 1, 2

@@ -34,6 +34,7 @@ from trireme_trainer.data.manifest import (
 )
 from trireme_trainer.data.order import derive, shuffled
 from trireme_trainer.data.tokenizer import Kind
+from trireme_trainer.data.tokenizer.byte_bpe import MIN_VOCABULARY
 from trireme_trainer.data.workspace import JOURNAL, locked, stamps
 from trireme_trainer.data.writer import Journal, ShardWriter, replace_file
 from trireme_trainer.storage import StorageError, is_local, resolve_path
@@ -76,7 +77,7 @@ class Options:
             raise DataError(f"--valid-fraction {self.valid_fraction}: must be at least 0 and less than 1")
         if self.shard_tokens < 1:
             raise DataError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
-        least = tokenizer.MIN_VOCABULARY
+        least = MIN_VOCABULARY
         if self.tokenizer is None and self.vocabulary < least:
             raise DataError(f"--vocabulary {self.vocabulary}: must be at least {least} (256 bytes, 5 special tokens)")
         if self.tokenizer is not None and self.train_tokenizer != "byte-bpe":

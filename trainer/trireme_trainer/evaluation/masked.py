@@ -15,8 +15,7 @@ from trireme_api.masking import SHORTEST, MaskingSpec
 from trireme_trainer.data.masking import MaskedBlocks
 from trireme_trainer.data.mixture import HeldOut
 from trireme_trainer.data.order import derive
-from trireme_trainer.data.special import special_tokens
-from trireme_trainer.data.tokenizer import Encoder
+from trireme_trainer.data.tokenizer import Encoder, special_tokens
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.held_out import open_sources
 from trireme_trainer.evaluation.scoring import token_scores

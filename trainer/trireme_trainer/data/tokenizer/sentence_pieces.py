@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.manifest import SENTENCE_PIECES
-from trireme_trainer.data.special import SpecialTokens
-from trireme_trainer.data.tokenizer import SPECIAL_TOKENS, Encoder
+from trireme_trainer.data.tokenizer.encoder import SPECIAL_TOKENS, Encoder, SpecialTokens
 
 BEGIN, PAD, END, UNKNOWN = range(len(SPECIAL_TOKENS))
 _LONGEST = 1 << 16

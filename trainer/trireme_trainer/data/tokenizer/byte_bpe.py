@@ -1,30 +1,25 @@
-"""The tokenizer: GPT-2's byte-level BPE with OPT's special tokens, trained on the corpus, or one loaded from a file.
-SentencePiece models are in `sentence_pieces`.
-"""
+"""GPT-2's byte-level BPE with OPT's special tokens, trained on the corpus, or any tokenizer.json loaded from a file."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+import json
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trireme_trainer.data.errors import DataError
-from trireme_trainer.data.manifest import SENTENCE_PIECES, TOKENIZER
+from trireme_trainer.data.manifest import TOKENIZER
+from trireme_trainer.data.tokenizer.encoder import MASK_TOKEN, SPECIAL_TOKENS, Encoder, SpecialTokens
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-"""Ids 0 to 3, as in OPT's vocabulary file."""
-MASK_TOKEN = "<mask>"
-"""The last id, as there: what the objective masked-lm hides text behind."""
 MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1
 _END_OF_DOCUMENT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _PIECE_CHARS = 1 << 18
-Kind = Literal["byte-bpe", "sentencepiece"]
-FILES: dict[Kind, str] = {"byte-bpe": TOKENIZER, "sentencepiece": SENTENCE_PIECES}
+MASKS = ("<mask>", "[MASK]", "<|mask|>")
+BEGINNINGS = ("<s>", "[CLS]")
+"""fairseq's and BERT's first token of every sequence."""
 
 
 def train(texts: Iterator[str], vocabulary: int) -> str:
@@ -48,62 +43,6 @@ def train(texts: Iterator[str], vocabulary: int) -> str:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([MASK_TOKEN])
     return tokenizer.to_str(pretty=False)
-
-
-def train_kind(kind: Kind, texts: Iterator[str], vocabulary: int) -> bytes:
-    """The content of a tokenizer's file. Raises DataError for a vocabulary that is too small."""
-    if kind == "byte-bpe":
-        return train(texts, vocabulary).encode()
-    from trireme_trainer.data import sentence_pieces
-
-    return sentence_pieces.train(texts, vocabulary)
-
-
-class Encoder(ABC):
-    """Documents to token ids."""
-
-    file: str
-    """What a corpus calls the tokenizer's file."""
-    vocabulary: int
-    """Ids run from 0 to vocabulary − 1."""
-    sha256: str
-    end_of_document: int
-    ending: NDArray[np.uint32]
-    """What comes after each document."""
-    unknown: int | None = None
-    """The id of what cannot be written; None where everything can, or that is not known."""
-
-    @property
-    def dtype(self) -> str:
-        return "uint16" if self.vocabulary <= 1 << 16 else "uint32"
-
-    def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """Ids of each document, its ending with it."""
-        return [np.concatenate([ids, self.ending]) for ids in self.text(texts)]
-
-    @abstractmethod
-    def text(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """Ids of each text, nothing after it."""
-
-    @abstractmethod
-    def decode(self, ids: list[int]) -> str: ...
-
-
-def open_encoder(content: bytes, where: str, end_of_document: str | None = None) -> Encoder:
-    """Of a tokenizer.json or a SentencePiece model. `where` names the file in errors. Raises DataError for other files,
-    and where no token ends a document."""
-    if is_json(content):
-        try:
-            return JsonEncoder(content.decode(), where, end_of_document)
-        except UnicodeDecodeError:
-            raise DataError(f"{where}: not a tokenizer.json (not UTF-8 text)") from None
-    from trireme_trainer.data.sentence_pieces import SentencePieceEncoder
-
-    return SentencePieceEncoder(content, where, end_of_document)
-
-
-def is_json(content: bytes) -> bool:
-    return content.lstrip().startswith(b"{")
 
 
 class JsonEncoder(Encoder):
@@ -152,6 +91,25 @@ class JsonEncoder(Encoder):
             raise DataError(f"{where}: has no token {given!r}; name one it has with --end-of-document")
         names = ", ".join(_END_OF_DOCUMENT)
         raise DataError(f"{where}: has none of {names}; name the token that ends a document with --end-of-document")
+
+
+def special_tokens(file: bytes, where: str, end_of_document: int) -> SpecialTokens:
+    """Read from the file alone, so that what was prepared before masks were known has them too."""
+    try:
+        content = json.loads(file)
+        marked = [token for token in content.get("added_tokens") or () if token["special"]]
+        added = {str(token["content"]): int(token["id"]) for token in marked}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{where}: its tokenizer.json is not of the tokenizers library ({error})") from None
+    mask = next((added[name] for name in MASKS if name in added), None)
+    if mask is None:
+        raise DataError(
+            f"{where}: its tokenizer has no mask token ({', '.join(MASKS)}), which objective: masked-lm puts in place "
+            "of what it hides; prepare the text again, with --tokenizer FILE that has one, or without: what trireme "
+            "prepare trains has one"
+        )
+    begin = next((added[name] for name in BEGINNINGS if name in added), end_of_document)
+    return SpecialTokens(frozenset(added.values()) | {end_of_document}, mask, begin)
 
 
 def _cuts_are_safe(tokenizer: Tokenizer) -> bool:
