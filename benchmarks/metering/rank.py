@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trireme_trainer import __main__ as trainer
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.ledger import Ledger
-from trireme_trainer.reporting import Reporter
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.ledger import Ledger
+from trireme_trainer.telemetry.reporting import Reporter
 
 WINDOW_SECONDS = float(os.environ["BENCHMARK_WINDOW_SECONDS"])
 ORDER = (True, False, False, True)

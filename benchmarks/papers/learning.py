@@ -16,9 +16,9 @@ from trireme_api.recipe import Recipe
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.schedule import learning_rate
 from trireme_trainer.parallel.initialise import initialise
-from trireme_trainer.schedule import learning_rate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

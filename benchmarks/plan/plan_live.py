@@ -16,7 +16,7 @@ from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.causal_lm import CausalLM
 from trireme_trainer.objectives.masked_lm import MaskedLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.live_memory import LiveMemory
 from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, build_tensor_mesh

@@ -30,7 +30,7 @@ from cases import Case, for_cpu, for_gpu, write_corpus
 from trireme_api.devices import device_peak
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
-from trireme_trainer.metering import Arithmetic
+from trireme_trainer.telemetry.metering import Arithmetic
 
 HERE = Path(__file__).resolve().parent
 LOSS_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}

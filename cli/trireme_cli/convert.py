@@ -11,7 +11,7 @@ from trireme_api.families import specify
 from trireme_api.protocol import ExitCode
 
 if TYPE_CHECKING:
-    from trireme_trainer.exchange import Exchange
+    from trireme_trainer.checkpoint.exchange import Exchange
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -70,8 +70,7 @@ def convert(
     _fits(to, "hf", {"--step": step, "--dtype": dtype, "--vocabulary": vocabulary, "--tokenizer": tokenizer})
     _fits(to, "checkpoint", {"--pad-vocabulary": pad_vocabulary})
     import torch
-    from trireme_trainer import exchange
-    from trireme_trainer.checkpoint import CheckpointError
+    from trireme_trainer.checkpoint import CheckpointError, exchange
     from trireme_trainer.families.convert import ConversionError
     from trireme_trainer.storage import StorageError
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from trireme_api.protocol import Env
 from trireme_trainer.checkpoint import Checkpointer, MemoryFolder, MemoryTier
+from trireme_trainer.checkpoint.saving import Saver
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.stability import Judgement, Stability
 from trireme_trainer.parallel.collectives import CollectiveLog
-from trireme_trainer.saving import Saver
-from trireme_trainer.stability import Judgement, Stability
 
 
 def nan_in_step_3(rank: int) -> None:

@@ -27,7 +27,7 @@ SEQUENCES = 12
 WAIT = 120.0
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["trireme_trainer.train", "trireme_trainer.failures"])
+_server.set_forkserver_preload(["trireme_trainer.train", "trireme_trainer.lifecycle.failures"])
 
 
 def make_corpus(directory: Path) -> Path:

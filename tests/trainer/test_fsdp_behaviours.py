@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import LanguageModel, build
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.collectives import CollectiveLog
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.live_memory import LiveMemory

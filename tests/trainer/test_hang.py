@@ -12,10 +12,10 @@ import pytest
 from gang import Gang, make_recipe
 from trireme_api.hang import HangPolicy
 from trireme_api.protocol import Cause, Env, ExitCode, flight_name, stacks_name
-from trireme_trainer import hang
-from trireme_trainer.hang import FLOOR_SECONDS, HangWatch, Position, behind, limit
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.pace import Pace
+from trireme_trainer.lifecycle import hang
+from trireme_trainer.lifecycle.hang import FLOOR_SECONDS, HangWatch, Position, behind, limit
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.pace import Pace
 
 SHORT = {Env.HANG_POLICY: json.dumps({"stepTimeout": 4})}
 

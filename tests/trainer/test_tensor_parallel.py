@@ -28,7 +28,7 @@ from trireme_trainer.evaluation.scoring import Request, score
 from trireme_trainer.families import build
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel import tensor as division
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.mesh import build_mesh, build_tensor_mesh

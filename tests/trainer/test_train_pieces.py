@@ -20,7 +20,7 @@ from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.objectives.causal_lm import IGNORED, CausalLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.mesh import build_mesh
 from trireme_trainer.parallel.network import interface_of, local_address_towards

@@ -18,8 +18,8 @@ from trireme_agent.settings import from_environment as agent_settings
 from trireme_api.logs import JsonFormatter
 from trireme_api.protocol import Env
 from trireme_operator.decide.pods import Images, pod_manifest
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.logs import log_to
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.logs import log_to
 
 AGENT = {
     Env.COORDINATOR: "https://c", Env.JOB: "j", Env.NAMESPACE: "n", Env.POD: "p", Env.POD_UID: "u",

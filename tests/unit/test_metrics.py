@@ -29,9 +29,9 @@ from trireme_api.protocol import (
 )
 from trireme_operator.observe.store import Store
 from trireme_operator.serve.metrics import JobCollector, Metrics
-from trireme_trainer.ledger import Ledger
-from trireme_trainer.metering import Arithmetic, Figures, Meter
-from trireme_trainer.metrics import TrainMetrics
+from trireme_trainer.telemetry.ledger import Ledger
+from trireme_trainer.telemetry.metering import Arithmetic, Figures, Meter
+from trireme_trainer.telemetry.metrics import TrainMetrics
 
 FULL = Progress(
     7, total_steps=9, tokens=4, loss=2.5, tokens_per_second=3.0, tflops=1.0, mfu=0.4, grad_norm=1.0, learning_rate=0.1,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 RANK = """
 import sys, time
-from trireme_trainer.parent import end_with_parent
+from trireme_trainer.lifecycle.parent import end_with_parent
 if sys.argv[1] == "bound":
     assert end_with_parent()
 print("up", flush=True)

@@ -17,14 +17,14 @@ from trireme_api.devices import device_peak
 from trireme_api.families import resolve
 from trireme_api.protocol import SPENT_STATES, Cause, CheckpointRef, Env, Heartbeat, Progress, Report, Spent
 from trireme_api.recipe import ModelSpec, Recipe
-from trireme_trainer import metering
-from trireme_trainer.heartbeat import Pulse, process_start
-from trireme_trainer.ledger import Ledger
-from trireme_trainer.logbook import Logbook
-from trireme_trainer.metering import Arithmetic, Figures, Meter
-from trireme_trainer.outcome import BadRecipe
-from trireme_trainer.schedule import learning_rate
+from trireme_trainer.lifecycle.outcome import BadRecipe
+from trireme_trainer.optimization.schedule import learning_rate
 from trireme_trainer.settings import Settings
+from trireme_trainer.telemetry import metering
+from trireme_trainer.telemetry.heartbeat import Pulse, process_start
+from trireme_trainer.telemetry.ledger import Ledger
+from trireme_trainer.telemetry.logbook import Logbook
+from trireme_trainer.telemetry.metering import Arithmetic, Figures, Meter
 
 OPT_125M: dict[str, Any] = {
     "model": {"preset": "opt-125m"},
@@ -381,6 +381,9 @@ class TestSettings:
 
 
 def test_these_parts_do_not_import_torch() -> None:
-    names = "settings heartbeat outcome schedule metering ledger logbook stop __main__"
+    names = (
+        "settings telemetry.heartbeat lifecycle.outcome optimization.schedule telemetry.metering telemetry.ledger "
+        "telemetry.logbook lifecycle.stop __main__"
+    )
     imports = ", ".join(f"trireme_trainer.{name}" for name in names.split())
     subprocess.run([sys.executable, "-c", f"import sys, {imports}; assert 'torch' not in sys.modules"], check=True)

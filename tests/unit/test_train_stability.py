@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from trireme_api.recipe import LossScaleSpec, Recipe
-from trireme_trainer.history import History
-from trireme_trainer.loss_scale import LossScaler
-from trireme_trainer.outcome import NonFinite
-from trireme_trainer.stability import RollBack, Stability, Verdict
+from trireme_trainer.lifecycle.outcome import NonFinite
+from trireme_trainer.optimization.history import History
+from trireme_trainer.optimization.loss_scale import LossScaler
+from trireme_trainer.optimization.stability import RollBack, Stability, Verdict
 
 CPU = torch.device("cpu")
 

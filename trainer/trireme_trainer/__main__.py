@@ -11,12 +11,12 @@ from typing import NoReturn
 from trireme_api.families import check_recipe
 from trireme_api.schema import InvalidSpec
 
-from trireme_trainer.hang import answer_with_stacks
-from trireme_trainer.heartbeat import Pulse, process_start
-from trireme_trainer.logs import log_to
-from trireme_trainer.outcome import BadRecipe, TrainingEnd
-from trireme_trainer.parent import end_with_parent
+from trireme_trainer.lifecycle.hang import answer_with_stacks
+from trireme_trainer.lifecycle.outcome import BadRecipe, TrainingEnd
+from trireme_trainer.lifecycle.parent import end_with_parent
 from trireme_trainer.settings import Settings
+from trireme_trainer.telemetry.heartbeat import Pulse, process_start
+from trireme_trainer.telemetry.logs import log_to
 
 log = logging.getLogger("trireme_trainer")
 RUNTIME = {
@@ -53,7 +53,7 @@ def main() -> int:
         end = error if isinstance(error, TrainingEnd) else BadRecipe(str(error))
         return _end(pulse, end)
     except Exception as error:
-        from trireme_trainer.failures import classify
+        from trireme_trainer.lifecycle.failures import classify
 
         return _end(pulse, classify(error), traceback.format_exc())
 

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.outcome import BadData, BadRecipe
+from trireme_trainer.lifecycle.outcome import BadData, BadRecipe
 
 if TYPE_CHECKING:
     from trireme_trainer.objectives.base import Samples

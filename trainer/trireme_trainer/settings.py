@@ -16,7 +16,7 @@ from trireme_api.protocol import CheckpointRef, Env, FailureCount
 from trireme_api.recipe import CheckpointSpec, Recipe
 from trireme_api.schema import problems
 
-from trireme_trainer.outcome import BadRecipe
+from trireme_trainer.lifecycle.outcome import BadRecipe
 
 COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")
 

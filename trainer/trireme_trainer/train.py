@@ -20,32 +20,32 @@ from trireme_api.recipe import Recipe
 
 from trireme_trainer.anytime.course import Course
 from trireme_trainer.checkpoint.checkpointer import versions
+from trireme_trainer.checkpoint.saving import Saver
 from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.families import LanguageModel, build
-from trireme_trainer.hang import Board, HangWatch
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.ledger import Ledger
-from trireme_trainer.logbook import Logbook
-from trireme_trainer.metering import Arithmetic, Meter
-from trireme_trainer.metrics import TrainMetrics
+from trireme_trainer.lifecycle.hang import Board, HangWatch
+from trireme_trainer.lifecycle.outcome import BadData, NonFinite, Stopped
+from trireme_trainer.lifecycle.stop import StopRequest
 from trireme_trainer.objectives import Objective, build_objective
 from trireme_trainer.objectives.base import Samples
 from trireme_trainer.objectives.causal_lm import IGNORED
-from trireme_trainer.optim import Optimizer
-from trireme_trainer.outcome import BadData, NonFinite, Stopped
-from trireme_trainer.pace import Pace
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.schedule import learning_rate
+from trireme_trainer.optimization.stability import RollBack, Stability, Verdict
 from trireme_trainer.parallel.collectives import CollectiveLog
 from trireme_trainer.parallel.mesh import build_expert_mesh, build_mesh, build_tensor_mesh, groups
 from trireme_trainer.parallel.shard import Accumulation, shard_model
 from trireme_trainer.parallel.world import World
-from trireme_trainer.reporting import Reporter
-from trireme_trainer.saving import Saver
-from trireme_trainer.schedule import learning_rate
 from trireme_trainer.settings import Settings
-from trireme_trainer.stability import RollBack, Stability, Verdict
-from trireme_trainer.stop import StopRequest
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.ledger import Ledger
+from trireme_trainer.telemetry.logbook import Logbook
+from trireme_trainer.telemetry.metering import Arithmetic, Meter
+from trireme_trainer.telemetry.metrics import TrainMetrics
+from trireme_trainer.telemetry.pace import Pace
+from trireme_trainer.telemetry.reporting import Reporter
 
 log = logging.getLogger(__name__)
 COLLECT_EVERY = 50

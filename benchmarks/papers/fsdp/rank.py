@@ -12,7 +12,7 @@ from trireme_trainer.data.batches import TextBatches
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.families import build
 from trireme_trainer.objectives.causal_lm import CausalLM
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.live_memory import LiveMemory
 from trireme_trainer.parallel.mesh import build_mesh

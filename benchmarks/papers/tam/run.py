@@ -28,10 +28,10 @@ from trireme_trainer.families import build
 from trireme_trainer.fewshot.baselines import MULTITASK, NO_ADAPTATION, Cavia, MatchingNetworks
 from trireme_trainer.fewshot.evaluate import Few
 from trireme_trainer.objectives.few_shot import FewShot
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.schedule import learning_rate
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
-from trireme_trainer.schedule import learning_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

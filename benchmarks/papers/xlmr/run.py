@@ -24,10 +24,10 @@ from trireme_api.families import check_recipe
 from trireme_api.recipe import Recipe
 from trireme_trainer.families import build
 from trireme_trainer.objectives.masked_lm import MaskedTokens
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.schedule import learning_rate
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
-from trireme_trainer.schedule import learning_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

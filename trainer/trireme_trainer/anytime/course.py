@@ -32,14 +32,14 @@ from trireme_trainer.data.manifest import MANIFEST
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.families import LanguageModel
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.optim import Optimizer
-from trireme_trainer.outcome import BadRecipe, CheckpointFailed
+from trireme_trainer.lifecycle.outcome import BadRecipe, CheckpointFailed
+from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.initialise import initialise
 from trireme_trainer.parallel.world import World
-from trireme_trainer.reporting import Reporter
 from trireme_trainer.settings import Settings
 from trireme_trainer.storage import open_filesystem
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.reporting import Reporter
 
 log = logging.getLogger(__name__)
 BLOCKS = 32

@@ -21,12 +21,12 @@ from trireme_api.families.growing import GrowingConfig
 from trireme_api.recipe import DataSource
 
 from trireme_trainer.checkpoint import Checkpointer, CheckpointError, CheckpointStore
+from trireme_trainer.checkpoint.exchange import OWNER, describe
 from trireme_trainer.checkpoint.loader import load_newest
 from trireme_trainer.checkpoint.ranks import Ranks
 from trireme_trainer.checkpoint.state import flatten
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.mixture import Mixture
-from trireme_trainer.exchange import OWNER, describe
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.layers.init import full_value
 from trireme_trainer.layers.soft_experts import SoftExperts

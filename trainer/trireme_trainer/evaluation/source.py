@@ -10,9 +10,9 @@ from trireme_api.families import ModelConfig
 from trireme_api.masking import MaskingSpec
 
 from trireme_trainer.checkpoint import CheckpointStore
+from trireme_trainer.checkpoint.exchange import read_checkpoint, read_meta
 from trireme_trainer.data.tokenizer import Encoder, open_encoder
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.exchange import read_checkpoint, read_meta
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.families.convert import directory, tokenizers
 

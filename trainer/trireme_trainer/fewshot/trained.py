@@ -11,8 +11,8 @@ from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.checkpoint import CheckpointStore
+from trireme_trainer.checkpoint.exchange import describe, empty_weights, load_into, read_meta
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.exchange import describe, empty_weights, load_into, read_meta
 from trireme_trainer.families import LanguageModel, build
 from trireme_trainer.objectives.few_shot import FewShot
 from trireme_trainer.parallel.world import World

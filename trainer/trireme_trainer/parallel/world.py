@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from trireme_trainer.outcome import BadRecipe
+from trireme_trainer.lifecycle.outcome import BadRecipe
 from trireme_trainer.parallel.network import bind_gloo
 from trireme_trainer.settings import Settings
 

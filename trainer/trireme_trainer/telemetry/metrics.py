@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from trireme_api.metrics import METRICS
 from trireme_api.protocol import Progress
 
-from trireme_trainer.metering import Figures, Meter
+from trireme_trainer.telemetry.metering import Figures, Meter
 
 log = logging.getLogger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -27,8 +27,8 @@ from typing import Any, TextIO
 from trireme_api.hang import HangPolicy
 from trireme_api.protocol import Cause, Env, ExitCode, flight_name, stacks_name
 
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.pace import Pace, waits_for_peers
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.pace import Pace, waits_for_peers
 
 log = logging.getLogger(__name__)
 STACK_SIGNAL = signal.SIGUSR2

@@ -21,17 +21,17 @@ from trireme_trainer.checkpoint import (
     model_state,
 )
 from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Pace
+from trireme_trainer.checkpoint.memory_saver import MemorySaver
 from trireme_trainer.checkpoint.tiers import Restored
 from trireme_trainer.families import LanguageModel
-from trireme_trainer.memory_saver import MemorySaver
 from trireme_trainer.objectives.base import Objective
-from trireme_trainer.optim import Optimizer
+from trireme_trainer.optimization.optimizer import Optimizer
+from trireme_trainer.optimization.stability import RollBack, Stability
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.world import World
-from trireme_trainer.reporting import Reporter
 from trireme_trainer.same_run import check_same_run
 from trireme_trainer.settings import Settings
-from trireme_trainer.stability import RollBack, Stability
+from trireme_trainer.telemetry.reporting import Reporter
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from trireme_api.families import ModelConfig
 from trireme_api.flops import TokenFlops
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.ledger import Ledger
+from trireme_trainer.telemetry.ledger import Ledger
 
 WINDOW = 20
 """Steps that figures are averaged over."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from trireme_api.recipe import Recipe, StabilitySpec
 
-from trireme_trainer.history import History
-from trireme_trainer.loss_scale import LossScaler
-from trireme_trainer.outcome import NonFinite
+from trireme_trainer.lifecycle.outcome import NonFinite
+from trireme_trainer.optimization.history import History
+from trireme_trainer.optimization.loss_scale import LossScaler
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import Any
 from trireme_api.protocol import CheckpointRef, Progress
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.heartbeat import Pulse
-from trireme_trainer.history import History
-from trireme_trainer.logbook import Logbook
-from trireme_trainer.metering import Figures, Meter
-from trireme_trainer.metrics import TrainMetrics
-from trireme_trainer.stability import RollBack
+from trireme_trainer.optimization.history import History
+from trireme_trainer.optimization.stability import RollBack
+from trireme_trainer.telemetry.heartbeat import Pulse
+from trireme_trainer.telemetry.logbook import Logbook
+from trireme_trainer.telemetry.metering import Figures, Meter
+from trireme_trainer.telemetry.metrics import TrainMetrics
 
 log = logging.getLogger(__name__)
 CONSOLE_SECONDS = 1.0

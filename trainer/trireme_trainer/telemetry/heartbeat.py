@@ -24,7 +24,7 @@ from trireme_api.protocol import (
     heartbeat_name,
 )
 
-from trireme_trainer.ledger import Ledger
+from trireme_trainer.telemetry.ledger import Ledger
 
 INTERVALS = 20
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from trireme_api.logs import JsonFormatter
 from trireme_api.protocol import Env
 
-from trireme_trainer.heartbeat import Pulse
+from trireme_trainer.telemetry.heartbeat import Pulse
 
 
 def log_to(stream: TextIO, env: Mapping[str, str], pulse: Pulse) -> None:

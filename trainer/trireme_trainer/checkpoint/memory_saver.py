@@ -12,8 +12,8 @@ from trireme_api.recipe import MemorySpec
 
 from trireme_trainer.checkpoint import CheckpointError, MemoryFolder, MemoryTier, StaleAttempt
 from trireme_trainer.checkpoint.tiers import Restored
-from trireme_trainer.reporting import Reporter
 from trireme_trainer.settings import Settings
+from trireme_trainer.telemetry.reporting import Reporter
 
 log = logging.getLogger(__name__)
 

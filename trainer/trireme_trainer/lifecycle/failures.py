@@ -9,7 +9,15 @@ import torch.distributed as dist
 
 from trireme_trainer.checkpoint import CheckpointError, IncompatibleCheckpoint
 from trireme_trainer.data.errors import DataError
-from trireme_trainer.outcome import BadData, BadRecipe, CheckpointFailed, Crash, OutOfMemory, PeerLost, TrainingEnd
+from trireme_trainer.lifecycle.outcome import (
+    BadData,
+    BadRecipe,
+    CheckpointFailed,
+    Crash,
+    OutOfMemory,
+    PeerLost,
+    TrainingEnd,
+)
 from trireme_trainer.storage import StorageError
 
 # What gloo and NCCL say when the other side is gone: they raise plain RuntimeErrors.

@@ -1,0 +1,1 @@
+"""How a rank ends: asked to stop, failed, hung, or without the process that started it."""
