@@ -51,7 +51,7 @@ def test_causal_half_counted_query_by_query(name: str) -> None:
     attention = model.blocks[0].attention
 
     def one_query(keys: int) -> int:
-        query = torch.empty(BATCH, attention.heads, 1, config.width // attention.heads, device="meta")
+        query = torch.empty(BATCH, config.heads, 1, attention.head_width, device="meta")
         table = query.expand(-1, -1, keys, -1)
         with FlopCounterMode(display=False) as counter:
             torch.nn.functional.scaled_dot_product_attention(query, table, table)
