@@ -1,12 +1,13 @@
 """What all metering costs a training step: heartbeat, step log, ledger, series and their scraping, energy, reports.
 
     unshare --pid --fork --mount-proc .venv/bin/python benchmarks/metering/overhead.py \
-        --output benchmarks/results/metering-cpu.json
+        --tokens 4096 --window 2.5 --output benchmarks/results/metering-cpu.json
 
 In process ids of its own (unshare, root) and with heartbeats on a tmpfs, as in a pod. One run of the real trainer
-under the real agent, whose metering is switched on and off every second (rank.py). Two ways:
+under the real agent, whose metering is switched on and off every second (rank.py). Three ways:
 
 - on beside off: CPU seconds per step of rank and agent together, so that other work on the machine counts little;
+- step time on beside off, by the clock: for a machine that does nothing else;
 - direct: CPU time inside the metering calls of the training thread, and of the agent's process.
 """
 
@@ -45,18 +46,18 @@ SCRAPE_SECONDS = 15.0
 RECIPE: dict[str, Any] = {
     "model": {"preset": "opt-8m", "overrides": {"vocabularySize": 1024, "dropout": 0.0}},
     "data": {"sources": [{"path": "corpus"}], "sequenceLength": 128},
-    "batch": {"tokens": 512, "micro": 4},
     "optimizer": {"learningRate": 1.0e-3},
     "schedule": {"warmupTokens": 10240, "decay": "constant"},
     "precision": "fp32",
 }
 
 
-def repetition(folder: Path, seconds: float, window: float) -> list[dict[str, Any]]:
+def repetition(folder: Path, seconds: float, window: float, tokens: int) -> list[dict[str, Any]]:
     """The windows of one run of about so many seconds."""
     windows = folder / "windows.jsonl"
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**RECIPE, "until": {"steps": 1_000_000}}))
+    ours = {"batch": {"tokens": tokens, "micro": 4}, "until": {"steps": 1_000_000}}
+    recipe.write_text(yaml.safe_dump({**RECIPE, **ours}))
     options = Options(nproc=1, every=1_000_000, data_root=folder.parent, directory=folder / "run")
     plan = plan_recipe(recipe, options, {**os.environ, "OMP_NUM_THREADS": "1"})
     trainer, agent = free_ports(2)
@@ -97,10 +98,12 @@ def figures(windows: list[dict[str, Any]]) -> dict[str, float]:
     on, off = ([w for w in whole if w["on"] is kind] for kind in (True, False))
     steps = sum(w["steps"] for w in on)
     cost = [sum(w["rankCpu"] + w["agentCpu"] for w in half) / sum(w["steps"] for w in half) for half in (on, off)]
+    clock = [sum(w["seconds"] for w in half) / sum(w["steps"] for w in half) for half in (on, off)]
     seconds = sum(w["seconds"] for w in on)
     return {
         "steps": float(sum(w["steps"] for w in whole)),
-        "stepSeconds": sum(w["seconds"] for w in off) / sum(w["steps"] for w in off),
+        "stepSeconds": clock[1],
+        "clockOnBesideOff": clock[0] / clock[1] - 1,
         "cpuSecondsPerStepOn": cost[0],
         "cpuSecondsPerStepOff": cost[1],
         "onBesideOff": cost[0] / cost[1] - 1,
@@ -126,7 +129,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
     lines = [
         _row("CPU seconds per step, on", found["cpuSecondsPerStepOn"], 1e3, "ms"),
         _row("CPU seconds per step, off", found["cpuSecondsPerStepOff"], 1e3, "ms"),
-        _row("on beside off", found["onBesideOff"], 100, "%"),
+        _row("CPU, on beside off", found["onBesideOff"], 100, "%"),
+        _row("step time, off", found["stepSeconds"], 1e3, "ms"),
+        _row("step time, on beside off", found["clockOnBesideOff"], 100, "%"),
         _row("in the training thread, per step", found["microsecondsPerStep"], 1, "µs"),
         _row("agent, of one core", found["agentShareOfACore"], 100, "%"),
     ]
@@ -148,6 +153,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each, from the first window on")
     parser.add_argument("--window", type=float, default=1.0, help="seconds that metering stays on, or off")
+    parser.add_argument("--tokens", type=int, default=512, help="of a step: its length")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     options = parser.parse_args()
     found = []
@@ -160,14 +166,15 @@ def main() -> None:
         for number in range(options.repetitions):
             here = place / f"r{number}"
             here.mkdir()
-            found.append(figures(repetition(here, options.seconds, options.window)))
+            found.append(figures(repetition(here, options.seconds, options.window, options.tokens)))
             print(json.dumps({name: round(value, 6) for name, value in found[-1].items()}), flush=True)
     whole = summary(found)
     print(table(whole))
     if options.output:
         about = {"measuredAt": own_time(), "machine": cpu_model(), "load": round(os.getloadavg()[1], 1)}
-        result = {"format": 1, **about, "recipe": RECIPE, "window": options.window, "summary": whole}
-        options.output.write_text(json.dumps({**result, "repetitions": found}, indent=1) + "\n")
+        how = {"recipe": RECIPE, "tokens": options.tokens, "window": options.window}
+        result = {"format": 1, **about, **how, "summary": whole, "repetitions": found}
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
