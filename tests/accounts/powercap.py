@@ -7,10 +7,10 @@ times in a run. What is tested with it is how energy is read, shared out, added 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from pathlib import Path
 
+from accounts.background import Background
 from accounts.witness import host_busy
 
 TICK = 0.1
@@ -27,8 +27,9 @@ def watts(name: str, at: float, busy: float) -> float:
     return 18.0 + 14.0 * busy + 6.0 * math.sin(2 * math.pi * at / 61)
 
 
-class SimulatedPowercap:
+class SimulatedPowercap(Background):
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = root
         self._counts = dict.fromkeys(ZONES, 0.9 * SPAN)
         for zone, name in ZONES.items():
@@ -39,16 +40,6 @@ class SimulatedPowercap:
                 (folder / file).write_text(text + "\n")
             self._write(zone)
         root.chmod(0o755)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="simulated powercap", daemon=True)
-
-    def __enter__(self) -> SimulatedPowercap:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
 
     def _run(self) -> None:
         began = at = time.monotonic()

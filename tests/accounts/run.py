@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from scraping import config  # noqa: E402
 from ways import discovering, proxy  # noqa: E402
 
 from accounts import judge, scrape  # noqa: E402
+from accounts.background import Background  # noqa: E402
 from accounts.powercap import SimulatedPowercap  # noqa: E402
 from accounts.witness import Witness  # noqa: E402
 from demo import target as clusters  # noqa: E402
@@ -82,24 +82,15 @@ def counters_mounted(kube: Kube, folder: Path | None) -> Iterator[None]:
         told("-")
 
 
-class Clock:
+class Clock(Background):
     """Watches the status: how long each attempt was the newest row of the ledger, by our own clock."""
 
     def __init__(self, job: Job) -> None:
+        super().__init__()
         self._job = job
         self.since: dict[int, float] = {}
         """Unix time at which an attempt's row was first seen."""
         self.ended = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
-
-    def __enter__(self) -> Clock:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
 
     def _run(self) -> None:
         while not self._stop.wait(0.25):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.arena import Json, agent_of
 from chaos.measure import Broken
+
+from accounts.background import Background
 
 EVERY = 0.5
 """Seconds between two readings; agents read once a second."""
@@ -55,25 +56,16 @@ def gained(before: int, now: int, span: int) -> int:
     return now - before if now >= before else now - before + span
 
 
-class Witness:
+class Witness(Background):
     """From `with` to its end. `pods` tells of the job's pods; `root` is the folder of energy counters."""
 
     def __init__(self, root: Path, pods: Callable[[], list[Json]]) -> None:
+        super().__init__()
         self._root, self._pods = root, pods
         self.by_pod: dict[str, Integral] = {}
         """By UID."""
         self._usage: dict[str, Callable[[], float]] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
         self.trouble: list[str] = []
-
-    def __enter__(self) -> Witness:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
 
     def joules(self) -> dict[str, float]:
         """By component, of all pods."""
