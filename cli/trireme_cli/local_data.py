@@ -80,8 +80,8 @@ def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> 
     of another model or was imported with another tokenizer; whether the rest of it fits, the trainer says."""
     try:
         from trireme_trainer.checkpoint import CheckpointError, CheckpointStore
+        from trireme_trainer.checkpoint.same_run import MAY_CHANGE, check_model, check_tokenizer
         from trireme_trainer.lifecycle.outcome import TrainingEnd
-        from trireme_trainer.same_run import MAY_CHANGE, check_model, check_tokenizer
         from trireme_trainer.storage import StorageError, is_local
     except ImportError:
         return

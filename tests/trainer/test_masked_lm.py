@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trireme_api.families import check_recipe
 from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
+from trireme_trainer.checkpoint.same_run import check_same_run
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.masking import MaskedBatch, MaskingRule
 from trireme_trainer.data.tokenizer import SpecialTokens, special_tokens
@@ -28,7 +29,6 @@ from trireme_trainer.lifecycle.outcome import BadData
 from trireme_trainer.objectives.cross_entropy import IGNORED
 from trireme_trainer.objectives.masked_lm import MaskedBatches, MaskedLM, MaskedText, MaskedTokens
 from trireme_trainer.parallel.world import World
-from trireme_trainer.same_run import check_same_run
 from trireme_trainer.telemetry.metering import Arithmetic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))

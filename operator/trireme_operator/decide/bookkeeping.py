@@ -33,11 +33,9 @@ def keep(draft: Draft) -> None:
     row = book.row(attempt_of(before))
     spent = told(before, draft.found) if row.unexplained_as else None
     ended = book.ended()
-    late = ended is not None and ended.step is not None and _steps(ended.attempt, draft.found) > ended.step
+    late = ended is not None and ended.reach(_steps(ended.attempt, draft.found))
     if state == book.state and row.attempt == number and not late and not (spent is not None and row.news(spent)):
         return
-    if ended is not None and late:
-        ended.reach(_steps(ended.attempt, draft.found))
     book.advance(milliseconds(None, draft.now))
     if spent is not None:
         book.explain(spent)

@@ -105,10 +105,12 @@ class Row:
             saves = [save for save in self.saves if save[0] < spent.saved_step]
             self.saves = [*saves, (spent.saved_step, booked)][-KEPT_SAVES:]
 
-    def reach(self, step: int) -> None:
-        """Its ranks had done so many steps, as another pod tells, or this one after the end."""
-        if self.step is not None:
-            self.step = min(max(self.step, step), MAX_STEP)
+    def reach(self, step: int) -> bool:
+        """Its ranks had done so many steps, as another pod tells, or this one after the end. Whether that is news."""
+        if self.step is None or step <= self.step:
+            return False
+        before, self.step = self.step, min(step, MAX_STEP)
+        return self.step != before
 
     def close(self, failed: bool) -> None:
         """The attempt has ended: what was never told is the step that was never done."""

@@ -22,6 +22,7 @@ from trireme_trainer.checkpoint import (
 )
 from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Pace
 from trireme_trainer.checkpoint.memory_saver import MemorySaver
+from trireme_trainer.checkpoint.same_run import check_same_run
 from trireme_trainer.checkpoint.tiers import Restored
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.objectives.base import Objective
@@ -29,7 +30,6 @@ from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.optimization.stability import RollBack, Stability
 from trireme_trainer.parallel.initialise import initialise, local_bytes
 from trireme_trainer.parallel.world import World
-from trireme_trainer.same_run import check_same_run
 from trireme_trainer.settings import Settings
 from trireme_trainer.telemetry.reporting import Reporter
 
