@@ -1,4 +1,4 @@
-"""What agent, coordinator and rank say to each other: messages, environment names, files, exit codes.
+"""What agent and coordinator say to each other, and what a rank is given: messages, environment, exit codes.
 
 Standard library only and Python 3.9 syntax: the agent carries this module into images we did not make.
 Messages travel as JSON with camelCase keys; unknown keys are ignored, so that an operator and an agent of
@@ -22,6 +22,7 @@ from trireme_api.shards import by_set as by_set
 from trireme_api.shards import newest_whole as newest_whole
 from trireme_api.shards import parse_shard as parse_shard
 from trireme_api.spent import SPENT_STATES as SPENT_STATES
+from trireme_api.spent import Reached as Reached
 from trireme_api.spent import Spent as Spent
 from trireme_api.wire import Message
 from trireme_api.wire import ProtocolError as ProtocolError
@@ -329,6 +330,9 @@ class Report(Message):
     """Taken in this attempt, because the assignment asked for it or a rank reported a hang."""
     spent: Optional[Spent] = None
     """Of the first local rank that tells."""
+    before: Optional[Reached] = None
+    """Of the newest attempt before this one whose ranks told their steps: they may have finished one after the last
+    report of it."""
 
 
 # --- down: what the coordinator assigns -----------------------------------------------------------------------------
@@ -361,40 +365,3 @@ class Assignment(Message):
         """Equal exactly for equal assignments; what Report.holding says."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# --- rank → agent: the heartbeat file -------------------------------------------------------------------------------
-
-
-@dataclass
-class Heartbeat(Message):
-    """`$TRIREME_HEARTBEAT_DIR/rank-<local rank>.json`, replaced atomically at least once per step."""
-
-    step: int
-    phase: str
-    """start | rendezvous | init | load | compile | data | step | checkpoint | eval | done"""
-    time: float
-    attempt: int = 0
-    progress: Optional[Progress] = None
-    checkpoint: Optional[CheckpointRef] = None
-    """The newest committed one."""
-    phases: Optional[PhaseTime] = None
-    spent: Optional[Spent] = None
-    failure: Optional[Failure] = None
-    """Written before a rank ends on purpose with a non-zero code."""
-    stack_signal: Optional[int] = None
-    """SIGUSR1 or SIGUSR2: on it the rank writes the stacks of its threads to `stacks_name` beside this file."""
-    own_seconds: Optional[float] = None
-
-
-def heartbeat_name(local_rank: int) -> str:
-    return f"rank-{local_rank}.json"
-
-
-def stacks_name(local_rank: int) -> str:
-    return f"stacks-{local_rank}.txt"
-
-
-def flight_name(local_rank: int) -> str:
-    """torch's flight recorder, written by the trainer beside its stacks when it sees a hang."""
-    return f"flight-{local_rank}.json"

@@ -30,3 +30,12 @@ class Spent(Message):
     """Step of the newest checkpoint this process committed …"""
     saved_seconds: Optional[float] = None
     """… and `seconds["step"]` at that step."""
+
+
+@dataclass
+class Reached(Message):
+    """How far the ranks of an attempt that has ended came."""
+
+    attempt: int
+    step: int
+    """Optimiser steps done."""

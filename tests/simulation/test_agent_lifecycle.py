@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from agent_rig import Rig, alive
-from trireme_api.protocol import Action, AgentState, Cause
+from trireme_api.protocol import Action, AgentState, Cause, Reached
 
 PRINT_CONTRACT = """
 import os
@@ -23,6 +23,21 @@ print(" ".join(f"{n}={os.environ[n]}" for n in names))
 print("leak", [n for n in os.environ if "TOKEN" in n or "COORDINATOR" in n])
 """
 SLEEP = "import time\nprint('up', flush=True)\ntime.sleep(600)\n"
+STEPS_ON = """
+import json, os, signal, sys, time
+local, attempt = os.environ["LOCAL_RANK"], int(os.environ["TRIREME_ATTEMPT"])
+path = os.path.join(os.environ["TRIREME_HEARTBEAT_DIR"], f"rank-{local}.json")
+def beat(step):
+    spent = {"seconds": {"step": step}, "state": "step", "fromStep": 0, "step": step}
+    with open(path + ".new", "w") as file:
+        json.dump({"step": step, "phase": "step", "time": time.time(), "attempt": attempt, "spent": spent}, file)
+    os.replace(path + ".new", path)
+def one_more(*_):
+    beat(7 + int(local)); sys.exit(1)
+signal.signal(signal.SIGTERM, one_more)
+beat(7)
+time.sleep(600)
+"""
 SAVER = """
 import os, signal, sys, time
 def stop(*_):
@@ -110,6 +125,19 @@ def test_a_newer_attempt_clears_healthy_ranks_away_fast_and_waits_at_the_barrier
     assert heard.at - began < 1.5
     assert not any(alive(pid) for pid in pids if pid)
     assert heard.report.failure is None
+
+
+def test_the_steps_ranks_did_after_the_last_word_of_their_attempt_are_told_in_the_next(rig: Rig) -> None:
+    rig.agent(*rig.script(STEPS_ON))
+    rig.assign(1)
+    rig.stub.wait_for(lambda r: [rank.step for rank in r.ranks] == [7, 7])
+    rig.assign(2, Action.HOLD)
+    waiting = rig.stub.wait_for(lambda r: r.attempt == 2).report
+    assert waiting.before == Reached(1, 8), "local rank 1 did one more"
+    # An attempt that never trained hides nothing.
+    rig.assign(3, Action.HOLD)
+    assert rig.stub.wait_for(lambda r: r.attempt == 3).report.before == Reached(1, 8)
+    assert all(heard.report.before is None for heard in rig.stub.heard if heard.report.attempt == 1)
 
 
 def test_a_stale_assignment_changes_nothing(rig: Rig) -> None:

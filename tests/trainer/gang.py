@@ -18,7 +18,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from trireme_api.protocol import Env, Heartbeat, heartbeat_name
+from trireme_api.heartbeat import Heartbeat, heartbeat_name
+from trireme_api.protocol import Env
 
 HERE = Path(__file__).resolve().parent
 SEQUENCE = 32

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from gang import Gang, make_recipe
 from trireme_api.hang import HangPolicy
-from trireme_api.protocol import Cause, Env, ExitCode, flight_name, stacks_name
+from trireme_api.heartbeat import flight_name, stacks_name
+from trireme_api.protocol import Cause, Env, ExitCode
 from trireme_trainer.lifecycle import hang
 from trireme_trainer.lifecycle.hang import FLOOR_SECONDS, HangWatch, Position, behind, limit
 from trireme_trainer.telemetry.heartbeat import Pulse

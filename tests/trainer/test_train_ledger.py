@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from gang import Gang, make_recipe
-from trireme_api.protocol import ExitCode, Heartbeat, Spent
+from trireme_api.heartbeat import Heartbeat
+from trireme_api.protocol import ExitCode, Spent
 from trireme_operator.decide.ledger import RUNNING, Book
 
 

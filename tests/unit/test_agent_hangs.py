@@ -16,20 +16,8 @@ from trireme_agent.failure import Evidence, classify
 from trireme_agent.heartbeats import Heartbeats
 from trireme_agent.machine import Dump, Ended, Kill, Machine
 from trireme_agent.stacks import Target, judge, kernel_view, lasting_folder, main_thread
-from trireme_api.protocol import (
-    Action,
-    AgentState,
-    Assignment,
-    Cause,
-    Env,
-    ExitCode,
-    Failure,
-    Heartbeat,
-    RankStack,
-    Stacks,
-    heartbeat_name,
-    stacks_name,
-)
+from trireme_api.heartbeat import Heartbeat, heartbeat_name, stacks_name
+from trireme_api.protocol import Action, AgentState, Assignment, Cause, Env, ExitCode, Failure, RankStack, Stacks
 
 HUNG = Failure(Cause.HANG, "no step", rank=0, exit=ExitCode.HANG, missing=[1])
 

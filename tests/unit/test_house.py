@@ -24,7 +24,7 @@ HOMES = {
 MAY = {
     "trireme_api": {"trireme_api"},
     "trireme_operator": {"trireme_api", "trireme_operator"},
-    "trireme_agent": {"trireme_api.protocol", "trireme_api.metrics", "trireme_agent"},
+    "trireme_agent": {"trireme_api.protocol", "trireme_api.heartbeat", "trireme_api.metrics", "trireme_agent"},
     "trireme_trainer": {"trireme_api", "trireme_trainer"},
     "trireme_cli": set(HOMES),
 }
@@ -120,6 +120,7 @@ def test_the_agent_and_the_protocol_need_only_the_standard_library() -> None:
         wrong += standard_library_only(api / f"{part}.py", api, {"trireme_api.wire"})
     besides = {"trireme_api.wire", *(f"trireme_api.{part}" for part in parts)}
     wrong += standard_library_only(api / "protocol.py", api, besides)
+    wrong += standard_library_only(api / "heartbeat.py", api, {"trireme_api.wire", "trireme_api.protocol"})
     for path in sorted(HOMES["trireme_agent"].rglob("*.py")):
         wrong += standard_library_only(path, HOMES["trireme_agent"], MAY["trireme_agent"])
     assert not wrong, "\n".join(wrong)

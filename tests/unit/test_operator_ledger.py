@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from operator_cases import FITS, NOW, Scene, failure, heard, pod
 from trireme_api.job import TrainingJobStatus
 from trireme_api.ledger import LEDGER_STATES, GoodputStatus
-from trireme_api.protocol import SPENT_STATES, AgentState, CheckpointRef, EnergyReading, RankReport, Report, Spent
+from trireme_api.protocol import (
+    SPENT_STATES,
+    AgentState,
+    CheckpointRef,
+    EnergyReading,
+    RankReport,
+    Reached,
+    Report,
+    Spent,
+)
 from trireme_operator.decide.bookkeeping import up_to
 from trireme_operator.decide.ledger import KEPT_ATTEMPTS, MAX_SKEW_MS, RUNNING, Book, effective, milliseconds, shares
 from trireme_operator.decide.views import job_of
@@ -389,15 +398,22 @@ def test_a_life_with_a_failure() -> None:
     assert scene.decide().status is None, "the books are closed"
 
 
-def test_steps_done_before_a_pod_went_are_lost_though_they_are_told_after_it() -> None:
+@pytest.mark.parametrize(("told", "before"), [(49, None), (49, 49), (48, 49), (None, 49)])
+def test_steps_done_before_a_pod_went_are_lost_though_they_are_told_after_it(
+    told: int | None, before: int | None
+) -> None:
     """The pod of rank 1 is gone and the next attempt decided on before rank 0's agent, which tells every few seconds,
-    has said how far they came; its first word of the next attempt follows at once."""
+    has said how far they came, if it says so at all; its first word of the next attempt follows at once."""
     scene, store = Scene(**RECIPE).run(), Store()
 
-    def hear(attempt: int, state: AgentState, spent: Spent | None = None, slots: tuple[int, ...] = (0, 1)) -> None:
+    def hear(
+        attempt: int, state: AgentState, spent: Spent | None = None, slots: tuple[int, ...] = (0, 1),
+        before: Reached | None = None,
+    ) -> None:
         for slot in slots:
             uid = f"pod-{slot}-{scene.status.slots[slot].incarnation}"
-            store.hear(uid, Report(uid, attempt, state, spent=spent, ranks=[RankReport(0)]), scene.now)
+            report = Report(uid, attempt, state, spent=spent, ranks=[RankReport(0)], before=before)
+            store.hear(uid, report, scene.now)
             scene.heard[uid] = store.heard[uid]
 
     training = {"init": 9.0, "compile": 3.0, "step": 45.0}
@@ -408,8 +424,9 @@ def test_steps_done_before_a_pod_went_are_lost_though_they_are_told_after_it() -
     scene.change_pod("pod-1-1", phase="Failed")
     scene.settle()
     assert (scene.status.phase, scene.status.attempt) == ("Recovering", 2)
-    hear(1, AgentState.EXITED, Spent(training | {"step": 48.0}, "step", 0, 49, 36, 35.0), (0,))
-    hear(2, AgentState.WAITING, None, (0,))
+    if told is not None:
+        hear(1, AgentState.EXITED, Spent(training | {"step": told - 1.0}, "step", 0, told, 36, 35.0), (0,))
+    hear(2, AgentState.WAITING, None, (0,), Reached(1, before) if before is not None else None)
     scene.settle()
     scene.pods.pop("pod-1-1")
     scene.settle()

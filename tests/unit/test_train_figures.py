@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trireme_api.devices import device_peak
 from trireme_api.families import resolve
-from trireme_api.protocol import SPENT_STATES, Cause, CheckpointRef, Env, Heartbeat, Progress, Report, Spent
+from trireme_api.heartbeat import Heartbeat
+from trireme_api.protocol import SPENT_STATES, Cause, CheckpointRef, Env, Progress, Report, Spent
 from trireme_api.recipe import ModelSpec, Recipe
 from trireme_trainer.lifecycle.outcome import BadRecipe
 from trireme_trainer.optimization.schedule import learning_rate

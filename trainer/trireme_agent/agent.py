@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Deque, Dict, List, Optional, Sequence
 
-from trireme_api.protocol import AgentState, Assignment, Cause, Env, Failure, Report
+from trireme_api.protocol import AgentState, Assignment, Cause, Env, Failure, Reached, Report
 
 from trireme_agent import processes, termination
 from trireme_agent.attempt import Attempt, held_in_memory
@@ -46,6 +46,7 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._starts = 0
         self._stopped_at: Optional[float] = None
+        self._before: Optional[Reached] = None
         self._terminated = False
         self._report: Optional[Report] = None
         self._published: object = None
@@ -189,6 +190,7 @@ class Agent:
             previous, self._attempt = self._attempt, Attempt(self._settings, assignment)
             if previous is not None:
                 self._attempt.phases.stopped = self._stopped_at
+                self._before = previous.last_word() or self._before
                 previous.remove()
         self._attempt.assignment = assignment
         return self._attempt
@@ -228,7 +230,7 @@ class Agent:
         machine, attempt = self._machine, self._attempt
         report = Report(
             pod_uid=self._settings.pod_uid, attempt=machine.attempt, state=machine.state,
-            energy=self._energy.readings(), hardware=self._energy.hardware(), failure=machine.root,
+            energy=self._energy.readings(), hardware=self._energy.hardware(), failure=machine.root, before=self._before,
         )
         if attempt is not None:
             pids: Dict[int, int] = self._supervisor.pids if attempt.phases.started else {}

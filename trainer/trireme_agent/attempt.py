@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Collection, Dict, List, Optional
 
-from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, Stacks, by_set, parse_shard
+from trireme_api.protocol import Assignment, MemoryShards, PhaseTime, RankReport, Reached, Stacks, by_set, parse_shard
 
 from trireme_agent.cgroup import oom_kills
 from trireme_agent.environment import global_rank, rank_environment
@@ -153,6 +153,11 @@ class Attempt:
         return dataclasses.replace(
             self.heartbeats.phases(), assigned=mine.assigned, stopped=mine.stopped, started=mine.started
         )
+
+    def last_word(self) -> Optional[Reached]:
+        """How far its ranks came, now that they have ended: they may have gone on after the last look at them."""
+        self.heartbeats.poll()
+        return self.heartbeats.reached()
 
     def remove(self) -> None:
         """Its folder goes when a newer attempt has begun; logs stay."""

@@ -19,7 +19,9 @@ import trireme_agent
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 MAIN = b"import sys\nfrom trireme_agent.__main__ import main\nsys.exit(main())\n"
-API_MODULES = ("__init__.py", "energy.py", "metrics.py", "protocol.py", "shards.py", "spent.py", "wire.py")
+API_MODULES = (
+    "__init__.py", "energy.py", "heartbeat.py", "metrics.py", "protocol.py", "shards.py", "spent.py", "wire.py"
+)
 LEFT_OUT = frozenset({"bundle.py"})
 EPOCH = (1980, 1, 1, 0, 0, 0)
 

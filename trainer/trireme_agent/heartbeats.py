@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Callable, Deque, Dict, List, Optional
 
-from trireme_api.protocol import CheckpointRef, Heartbeat, PhaseTime, Progress, ProtocolError, Spent, heartbeat_name
+from trireme_api.heartbeat import Heartbeat, heartbeat_name
+from trireme_api.protocol import CheckpointRef, PhaseTime, Progress, ProtocolError, Reached, Spent
 
 MAX_BYTES = 64 * 1024
 STEPS_TO_LEARN = 3
@@ -143,6 +144,11 @@ class Heartbeats:
     def spent(self) -> Optional[Spent]:
         """Of the first local rank that tells: ranks of a gang move in step."""
         return next((beat.spent for beat in self._beats() if beat.spent is not None), None)
+
+    def reached(self) -> Optional[Reached]:
+        """Steps done by the local rank that came furthest; None where none of them tells."""
+        steps = [beat.spent.step for beat in self._beats() if beat.spent is not None and beat.spent.step is not None]
+        return Reached(self.attempt, max(steps)) if steps else None
 
     def checkpoint(self) -> Optional[CheckpointRef]:
         """The newest one any rank here has seen committed."""

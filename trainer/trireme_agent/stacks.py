@@ -18,15 +18,8 @@ import time
 from dataclasses import dataclass
 from typing import Collection, Dict, List, Mapping, Optional, Tuple
 
-from trireme_api.protocol import (
-    PVC_ROOT,
-    Env,
-    RankStack,
-    Stacks,
-    clean_text,
-    flight_name,
-    stacks_name,
-)
+from trireme_api.heartbeat import flight_name, stacks_name
+from trireme_api.protocol import PVC_ROOT, Env, RankStack, Stacks, clean_text
 
 from trireme_agent import processes
 

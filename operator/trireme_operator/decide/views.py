@@ -252,7 +252,7 @@ class Heard:
     wait: float = 0.0
     """Seconds the agent may be silent after it, for it waits for an answer."""
     steps: Mapping[int, int] = field(default_factory=dict)
-    """Optimiser steps done as last told of this attempt and of the one before: an agent's last word of an attempt may
+    """Optimiser steps done as last told of the two newest attempts that trained: an agent's last word of an attempt may
     come after the next was decided on, and be followed at once by its first word of that one."""
 
     @property

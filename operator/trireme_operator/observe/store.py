@@ -230,8 +230,10 @@ class Store:
 
 
 def _steps(known: Heard | None, report: Report) -> dict[int, int]:
-    before = known.steps if known is not None else {}
-    steps = {attempt: step for attempt, step in before.items() if attempt >= report.attempt - 1}
+    """Of the two newest attempts that told any."""
+    steps = dict(known.steps) if known is not None else {}
+    if report.before is not None and report.before.attempt < report.attempt:
+        steps[report.before.attempt] = report.before.step
     if report.spent is not None and report.spent.step is not None:
         steps[report.attempt] = report.spent.step
-    return steps
+    return {attempt: steps[attempt] for attempt in sorted(steps)[-2:]}

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trireme_api.hang import HangPolicy
-from trireme_api.protocol import Cause, Env, ExitCode, flight_name, stacks_name
+from trireme_api.heartbeat import flight_name, stacks_name
+from trireme_api.protocol import Cause, Env, ExitCode
 
 from trireme_trainer.telemetry.heartbeat import Pulse
 from trireme_trainer.telemetry.pace import Pace, waits_for_peers

@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from trireme_api.protocol import (
-    Cause,
-    CheckpointRef,
-    Env,
-    Failure,
-    Heartbeat,
-    PhaseTime,
-    Progress,
-    clean_text,
-    heartbeat_name,
-)
+from trireme_api.heartbeat import Heartbeat, heartbeat_name
+from trireme_api.protocol import Cause, CheckpointRef, Env, Failure, PhaseTime, Progress, clean_text
 
 from trireme_trainer.telemetry.ledger import Ledger
 
