@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from trireme_operator import logs, tracing
 from trireme_operator.act.api import Api, ApiError
+from trireme_operator.aside import Aside
 from trireme_operator.leader import LeadershipLost
 from trireme_operator.operator import REVIEW_QPS, Operator
 from trireme_operator.options import BadOptions, Options, parse
@@ -20,7 +21,12 @@ async def run(options: Options, spans: Tracing) -> None:
     api = await Api.connect(options.kubeconfig, qps=options.qps, burst=int(options.qps * 2))
     reviews = await Api.connect(options.kubeconfig, qps=REVIEW_QPS, burst=int(REVIEW_QPS))
     try:
-        await Operator(options, api, reviews, spans).run()
+        with Aside("lease") as aside:
+            lease = await aside.run(Api.connect(options.kubeconfig))
+            try:
+                await Operator(options, api, reviews, lease, aside, spans).run()
+            finally:
+                await aside.run(lease.close())
     finally:
         await api.close()
         await reviews.close()

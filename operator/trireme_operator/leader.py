@@ -2,6 +2,8 @@
 
 Own code, because the client's election measures with the wall clock, cannot release, and has no fence: here `leading`
 turns false by the local monotonic clock before any other replica may take the lease, however long this process froze.
+It renews in an event loop of its own (`aside`): a main loop that is busy answering agents keeps the lease, and one that
+is stuck loses it, for it shows no sign of life.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from trireme_operator.act.api import Api, ApiError, Json
 from trireme_operator.decide.clock import microtime
 
 log = logging.getLogger(__name__)
+STUCK_SECONDS = 60.0
+"""Without a sign of life of the main loop for so long, the lease is renewed no more. Longer than a loop that is merely
+slow takes for one turn; a kubelet that finds liveness red is sooner."""
+LIFE_SECONDS = 1.0
+"""Between two signs."""
 
 
 class LeadershipLost(Exception):
@@ -23,7 +30,7 @@ class LeadershipLost(Exception):
 
 class Leader:
     """Times in seconds: the lease lasts `duration`; it is renewed every `duration`/6 and given up as lost after two
-    thirds of it."""
+    thirds of it. `leading` and `alive` may be called from any thread."""
 
     def __init__(
         self,
@@ -44,12 +51,27 @@ class Leader:
         """When the renewal that succeeded last was begun."""
         self._seen: tuple[str, float] = ("", 0.0)
         """The newest record of another holder, and when we first saw it."""
+        self._unseen = 0
+        """Renewals due since the main loop last showed that it lives. Counted, not timed: in a process that was frozen
+        as a whole neither went on."""
         self.transitions = 0
 
     @property
     def leading(self) -> bool:
         """The fence: true only while no one else can hold the lease."""
-        return self._renewed is not None and self._clock() < self._renewed + self._duration * 2 / 3
+        renewed = self._renewed
+        return renewed is not None and self._clock() < renewed + self._duration * 2 / 3
+
+    def alive(self) -> None:
+        """The main loop's sign of life."""
+        self._unseen = 0
+
+    async def lead(self, begin: Callable[[], object]) -> None:
+        """Waits for the lease, calls `begin`, and renews for ever; raises LeadershipLost."""
+        await self.acquire()
+        self.alive()
+        begin()
+        await self.keep()
 
     async def acquire(self) -> None:
         """Waits until this replica leads."""
@@ -58,10 +80,14 @@ class Leader:
         log.info("leading", extra={"identity": self.identity})
 
     async def keep(self) -> None:
-        """Renews for ever; raises LeadershipLost."""
+        """Renews for ever, while there are signs of life; raises LeadershipLost."""
         while True:
             await asyncio.sleep(self._pause)
-            if not await self.attempt() and not self.leading:
+            self._unseen += 1
+            stuck = self._unseen * self._pause > STUCK_SECONDS
+            if stuck:
+                log.error("the main loop has been stuck for %.0f s: the lease is not renewed", STUCK_SECONDS)
+            if (stuck or not await self.attempt()) and not self.leading:
                 self._renewed = None
                 raise LeadershipLost(
                     f"lease {self._namespace}/{self._name} is held by another or could not be renewed in time"
@@ -71,9 +97,11 @@ class Leader:
         """One try to get or renew the lease; True if this replica holds it now."""
         began = self._clock()
         try:
-            held = await self._try()
-        except ApiError as error:
-            log.warning("lease: %s", error)
+            # A server that is silent must leave time for one that is not.
+            async with asyncio.timeout(self._duration / 3):
+                held = await self._try()
+        except (ApiError, TimeoutError) as error:
+            log.warning("lease: %s", str(error) or "no answer in time")
             return False
         if held:
             self._renewed = began

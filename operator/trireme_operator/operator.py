@@ -18,11 +18,12 @@ from trireme_api.job import TERMINAL
 
 from trireme_operator.act.api import Api, ApiError, once_reachable
 from trireme_operator.act.cluster import KubernetesCluster
+from trireme_operator.aside import Aside
 from trireme_operator.controller import Controller
 from trireme_operator.decide.gang import HOLDING
 from trireme_operator.decide.pods import Images
 from trireme_operator.decide.views import Job, Key, Limits
-from trireme_operator.leader import Leader
+from trireme_operator.leader import LIFE_SECONDS, Leader
 from trireme_operator.observe import handlers
 from trireme_operator.observe.desk import Desk, foreign_taken
 from trireme_operator.observe.gridwatch import GridWatch
@@ -45,14 +46,17 @@ RENEW_CERTIFICATE_SECONDS = 86_400.0
 
 
 class Operator:
-    def __init__(self, options: Options, api: Api, reviews: Api, tracing: Tracing | None = None) -> None:
-        self.options, self.api, self.reviews = options, api, reviews
+    def __init__(
+        self, options: Options, api: Api, reviews: Api, lease: Api, aside: Aside, tracing: Tracing | None = None
+    ) -> None:
+        """`lease`: reaches the API server from within `aside`, whatever the others wait for."""
+        self.options, self.api, self.reviews, self.aside = options, api, reviews, aside
         self.store, self.queue, self.metrics = Store(), Queue(), Metrics()
         self.tracing: Tracing = tracing or Off()
         self.desk = Desk(self.store)
         self.health = Health(self.queue.oldest_seconds)
         self.leader = Leader(
-            api, options.own_namespace, options.lease_name, options.identity, duration=options.lease_seconds
+            lease, options.own_namespace, options.lease_name, options.identity, duration=options.lease_seconds
         )
         self.cluster = KubernetesCluster(api, options.namespaces, self.leader, options.identity)
         self.coordinator = Coordinator(
@@ -71,7 +75,7 @@ class Operator:
         self._tls = certificates.server_context()
         self._kopf_stop = asyncio.Event()
         self.metrics.registry.register(JobCollector(self.store, leading=lambda: self.leader.leading))
-        for one in (api, reviews):
+        for one in (api, reviews, lease):
             one.observe = self.metrics.api_request
 
     async def run(self) -> None:
@@ -128,7 +132,7 @@ class Operator:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.leader.release(), 5.0)
+            await asyncio.wait_for(self.aside.run(self.leader.release()), 5.0)
         for runner in runners:
             await runner.cleanup()
 
@@ -153,13 +157,22 @@ class Operator:
         """Waits for the lease with a warm view, then works until the lease is lost."""
         await once_reachable(self._resync)
         self.health.synced = True
-        await self.leader.acquire()
+        led, loop = asyncio.Event(), asyncio.get_running_loop()
+        lead = self.leader.lead(lambda: loop.call_soon_threadsafe(led.set))
+        await self._beside(self.aside.run(lead), self._live(), self._work(led))
+
+    async def _live(self) -> None:
+        while True:
+            self.leader.alive()
+            await asyncio.sleep(LIFE_SECONDS)
+
+    async def _work(self, led: asyncio.Event) -> None:
+        await led.wait()
         self.store.begin_listening(self.controller.clock())
         await self._resync()
         for key in self.store.jobs:
             self.queue.add(key)
         await self._beside(
-            self.leader.keep(),
             self._keep_in_step(),
             self._count_others(),
             self._hear_kubelets(),

@@ -8,13 +8,15 @@ import datetime
 import json
 import logging
 import ssl
+import time
 from typing import Any
 
 import pytest
 from operator_cases import Scene, heard, manifest
 from trireme_api.protocol import AgentState, Progress
 from trireme_operator.act.api import ApiError, once_reachable
-from trireme_operator.leader import Leader, LeadershipLost
+from trireme_operator.aside import Aside
+from trireme_operator.leader import STUCK_SECONDS, Leader, LeadershipLost
 from trireme_operator.logs import JsonFormatter, TextFormatter
 from trireme_operator.observe.store import Store
 from trireme_operator.options import BadOptions, parse
@@ -152,6 +154,79 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     await first.release()
     assert not first.leading
     assert await second.attempt()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_main_loop_that_is_stuck_loses_the_lease(lives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, clock = FakeApi(), Clock()
+    first = leader(api, "first", clock)
+    began, waited = clock.now, asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now > began + 3 * STUCK_SECONDS:
+            raise asyncio.CancelledError
+        if lives:
+            first.alive()
+        await waited(0)
+
+    monkeypatch.setattr("trireme_operator.leader.asyncio.sleep", sleep)
+    assert await first.attempt()
+    with pytest.raises(asyncio.CancelledError if lives else LeadershipLost):
+        await first.keep()
+    assert first.leading is lives
+    if not lives:
+        assert STUCK_SECONDS < clock.now - began < STUCK_SECONDS + first._duration, "nor does it go at once"
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_a_main_loop_that_is_busy_keeps_the_lease(apart: bool) -> None:
+    """Not so where both share a loop."""
+    first = Leader(FakeApi(), "ns", "lease", "first", duration=0.6)  # type: ignore[arg-type]
+    led = asyncio.Event()
+    with Aside("lease") as aside:
+        part = first.lead(lambda: loop.call_soon_threadsafe(led.set))
+        loop = asyncio.get_running_loop()
+        keeping = asyncio.ensure_future(aside.run(part) if apart else part)
+        await led.wait()
+        time.sleep(1.2)
+        assert first.leading is apart
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await aside.run(first.release())
+    assert not first.leading
+
+
+async def test_what_ends_aside_ends_here() -> None:
+    api, clock = FakeApi(), Clock()
+    first, thief = leader(api, "first", clock), leader(api, "thief", clock)
+    first._pause = 0.01
+    with Aside("lease") as aside:
+        led = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        keeping = asyncio.ensure_future(aside.run(first.lead(lambda: loop.call_soon_threadsafe(led.set))))
+        await led.wait()
+        path = next(iter(api.objects))
+        api.objects[path]["spec"]["holderIdentity"] = thief.identity
+        with pytest.raises(LeadershipLost):
+            await asyncio.wait_for(keeping, 5.0)
+
+
+async def test_a_server_that_is_silent_is_asked_again_in_time() -> None:
+    api = FakeApi()
+    first = Leader(api, "ns", "lease", "first", duration=0.6)  # type: ignore[arg-type]
+    assert await first.attempt()
+    get, hung = api.get, [True]
+
+    async def hang_once(path: str) -> dict[str, Any]:
+        if hung.pop() if hung else False:
+            await asyncio.Event().wait()
+        return await get(path)
+
+    api.get = hang_once  # type: ignore[method-assign]
+    assert not await first.attempt()
+    assert first.leading
+    assert await first.attempt()
 
 
 # --- certificates ---------------------------------------------------------------------------------------------------
