@@ -54,8 +54,8 @@ class Controller:
         tracing: Tracing | None = None,
     ) -> None:
         self.store, self.queue, self.desk, self.cluster, self.images = store, queue, desk, cluster, images
-        self.limits = self._wanted = limits or Limits()
-        self._paced_at = 0.0
+        self.limits = limits or Limits()
+        self._pace, self._paced_at = self.limits.progress_seconds, 0.0
         self.clock = clock
         self.tracing: Tracing = tracing or Off()
         self.written = written
@@ -166,25 +166,23 @@ class Controller:
             admission=self.desk.verdict(job),
             missing_claims=missing_claims,
             write_error=self._errors.get(job.key, ""),
-            limits=self._paced(),
+            limits=replace(self.limits, progress_seconds=self.pace()),
             grid=self.grid(),
         )
 
-    def _paced(self) -> Limits:
-        """The more jobs hold nodes, the more seldom the figures of each are written."""
+    def pace(self) -> float:
+        """Seconds between two writes of one job's figures: more of them, the more jobs hold nodes."""
         now = self.clock()
         if not 0 <= now - self._paced_at < PACE_SECONDS:
             self._paced_at = now
             holding = sum(job.status.phase in HOLDING for job in self.store.jobs.values())
-            self.limits = replace(
-                self._wanted, progress_seconds=figures.interval(self._wanted.progress_seconds, holding)
-            )
-        return self.limits
+            self._pace = figures.interval(self.limits.progress_seconds, holding)
+        return self._pace
 
     def figures_due(self, job: Job) -> float:
         """Seconds until figures that have come in may be written; 0 where they may be now."""
         last = seconds(job.status.updated_at)
-        return max(0.0, last + self._paced().progress_seconds - self.clock()) if last is not None else 0.0
+        return max(0.0, last + self.pace() - self.clock()) if last is not None else 0.0
 
     async def _missing_claims(self, job: Job) -> tuple[str, ...]:
         """Claims are looked up only when the job is about to start: a pod that cannot mount hangs without a word."""
