@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -51,3 +51,27 @@ class EvaluationSpec(Spec):
             yield f"sources[{i}].path", source.path
         for i, task in enumerate(self.tasks):
             yield f"tasks[{i}]", task
+
+
+def in_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """Figures of an evaluation, as the step log has them, a line each."""
+    for text in found["heldOut"]:
+        name = text["source"] or f"all of language {text['language']}"
+        # Of a masked model there are none.
+        bits = f"{text['bitsPerByte']:.4f} bits per byte, " if "bitsPerByte" in text else ""
+        tokens = "tokens" if bits else "hidden tokens"
+        yield f"{name}: perplexity {_number(text['perplexity'])}, {bits}{text['tokens']:,} {tokens}"
+    for task in found["tasks"]:
+        about = f"{task['task']}, {task['shots']} shots, {task['examples']:,} examples"
+        if "exact" in task:
+            yield f"{about}: exact {task['exact']:.4f} ± {task['standardError']:.4f}"
+        else:
+            both = task["accuracy"]
+            yield (
+                f"{about}: accuracy {both['sum']:.4f} ± {task['standardError']:.4f} "
+                f"(mean per token {both['mean']:.4f}, chance {task['chance']:.4f})"
+            )
+
+
+def _number(value: float | None) -> str:
+    return "beyond measure" if value is None else f"{value:,.3f}"

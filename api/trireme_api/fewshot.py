@@ -6,7 +6,8 @@ choice open, the field says that the choice is ours.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,3 +72,13 @@ class FewShotSpec(Spec):
         """Model FLOPs of a step, in passes of training (forward, and backward to weights and activations): a pass for
         the embedding's gradient alone leaves out the weights' third."""
         return self.inner_steps if self.outer_grad == "accumulate" else self.inner_steps * 2 / 3 + 1
+
+
+def in_words(found: Mapping[str, Any]) -> list[str]:
+    """Figures of an evaluation on unseen tasks, as the step log has them, a line for each number of examples."""
+    rows = zip(found["shots"], found["accuracy"], found["answerLoss"], strict=True)
+    return [
+        f"{found['tasks']}, {found['heldOut']} unseen tasks, {shots} example{'' if shots == 1 else 's'}: "
+        f"{100 * accuracy:.1f} % of answer tokens right, {nats:.4f} nats each"
+        for shots, accuracy, nats in rows
+    ]

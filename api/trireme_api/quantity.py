@@ -1,4 +1,4 @@
-"""Kubernetes quantities ("500m", "8Gi", 2) as plain numbers."""
+"""Kubernetes quantities ("500m", "8Gi", 2) as plain numbers, and numbers of bytes for people."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def parse_quantity(value: str | int | float) -> float:
         raise ValueError(f"{value!r} is not a quantity; write e.g. 500m, 2, 8Gi")
     number, exponent, suffix = match.groups()
     return float(number + (exponent or "")) * _SUFFIX[suffix or ""]
+
+
+def size(count: float) -> str:
+    """Bytes for people: 512 B, 12.3 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from trireme_api.protocol import ExitCode
+from trireme_api.quantity import size
 
 if TYPE_CHECKING:
     from trireme_trainer.checkpoint import Candidate, CheckpointStore
@@ -110,7 +111,7 @@ def _line(row: dict[str, Any]) -> str:
     written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"]))
     return (
         f"{row['step']:>10}  {row['attempt']:>7}  {row['worldSize']:>5}  {row['files']:>5}  "
-        f"{_size(row['bytes']):>9}  {written:<19}  committed"
+        f"{size(row['bytes']):>9}  {written:<19}  committed"
     )
 
 
@@ -119,9 +120,9 @@ def _verified(store: CheckpointStore, candidate: Candidate, *, quiet: bool) -> d
     manifest, _ = store.inspect(candidate)
     problems = [str(problem) for problem in store.verify(candidate)]
     seconds = time.perf_counter() - start
-    size = manifest.size if manifest is not None else 0
+    total = manifest.size if manifest is not None else 0
     if not quiet and not problems:
-        click.echo(f"{candidate.path}: good; {_size(size)} in {seconds:.2f} s ({_size(size / seconds)}/s)")
+        click.echo(f"{candidate.path}: good; {size(total)} in {seconds:.2f} s ({size(total / seconds)}/s)")
     if not quiet:
         for problem in problems:
             click.echo(problem)
@@ -130,14 +131,6 @@ def _verified(store: CheckpointStore, candidate: Candidate, *, quiet: bool) -> d
         "path": candidate.path,
         "good": not problems,
         "problems": problems,
-        "bytes": size,
+        "bytes": total,
         "seconds": round(seconds, 4),
     }
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

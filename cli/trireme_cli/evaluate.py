@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from trireme_api import evaluation, fewshot
 from trireme_api.evaluation import EvaluationSpec, HeldOutSource
 from trireme_api.protocol import ExitCode
 
@@ -88,7 +89,6 @@ def evaluate(
     from trireme_trainer.evaluation.errors import EvaluationError
     from trireme_trainer.evaluation.masked import open_masked
     from trireme_trainer.evaluation.suite import Suite
-    from trireme_trainer.evaluation.training import lines
     from trireme_trainer.families.convert import ConversionError
     from trireme_trainer.parallel.world import World
     from trireme_trainer.storage import StorageError
@@ -127,7 +127,7 @@ def evaluate(
         return
     of = f", step {loaded.step}" if loaded.step is not None else ""
     click.echo(f"{model}: {loaded.config.family}{of}, {loaded.config.parameters().total:,} parameters, {seconds:.1f} s")
-    for line in lines(found):
+    for line in evaluation.in_words(found):
         click.echo(f"  {line}")
 
 
@@ -170,5 +170,5 @@ def _few_shot(model: str, step: int | None, as_json: bool, shots: list[int], dra
         return
     total = loaded.config.parameters().total
     click.echo(f"{model}: {loaded.config.family}, step {loaded.step}, {total:,} parameters, {seconds:.1f} s")
-    for line in trained.lines(found):
+    for line in fewshot.in_words(found):
         click.echo(f"  {line}")

@@ -164,7 +164,7 @@ def test_the_page_has_every_part_and_fetches_and_runs_nothing() -> None:
         "Recovering (RestartProcess)", "network: peer closed", "note by me", "halved the rate", "in an event alone",
         "From 4.99 at step 1 to 4.5 at step 50", "attempt 2", "2 kWh", "source nvml", "89.5g", "OPT-175B", "1/837,989",
         "BLOOM", "2g CO2e (1g to 3g)", "7,200,000 J, 89.5g CO2e", "12 J while no rank ran",
-        "1.000 GiB", "network", "RestartProcess 2", "desired: 2", "job-0-1", "torch", "rolled back",
+        "1.0 GiB", "network", "RestartProcess 2", "desired: 2", "job-0-1", "torch", "rolled back",
     ):  # fmt: skip
         assert part in reader.words, part
 

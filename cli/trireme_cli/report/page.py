@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from trireme_api.carbon import JOULES_PER_KILOWATT_HOUR, mass
 from trireme_api.ledger import OUTSIDE_THE_RUN
+from trireme_api.quantity import size
 from trireme_operator.decide.clock import duration, stamp
 
 from trireme_cli.report.charts import Figure, Line, Mark, figure, number, stacked, timeline
@@ -212,7 +213,7 @@ def _memory(bars: Sequence[Bar]) -> str:
         return _missing("No attempt told its peak.")
     most = max(bar.peak_memory or 0.0 for bar in told)
     rows = "".join(
-        f'<tr><td class="n">{escape(bar.attempt)}</td><td class="n">{(bar.peak_memory or 0) / 2**30:,.3f} GiB</td>'
+        f'<tr><td class="n">{escape(bar.attempt)}</td><td class="n">{size(bar.peak_memory or 0.0)}</td>'
         f'<td style="width:60%">{stacked({"init": bar.peak_memory or 0.0}, most, "peak")}</td></tr>'
         for bar in told
     )

@@ -12,14 +12,10 @@ from trireme_operator.decide.clock import duration, seconds
 
 from trireme_cli.explanation import JobView, explain, next_steps
 from trireme_cli.notes import Note
+from trireme_cli.report import told
 from trireme_cli.report.steplog import StepLog
 
 Rows = list[tuple[str, str]]
-TOLD = {
-    "rolled-back": "rolled back", "checkpoint-skipped": "checkpoint passed over", "checkpoint-failed": "save failed",
-    "evaluation": "evaluation", "resumed": "resumed", "initialised": "initial values", "ended": "ranks ended",
-}  # fmt: skip
-"""Events of the step log that belong into a logbook."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def of_job(
     job = JobView.of(obj)
     status, goodput = job.status, job.status.goodput
     energy = status.energy
-    told = energy.joules if energy.source != "missing" else None
+    joules = energy.joules if energy.source != "missing" else None
     tokens = status.progress.tokens if status.progress is not None else None
     carbon = status.carbon
     facts: Rows = []
@@ -132,7 +128,7 @@ def of_job(
         steps=log,
         steps_missing=missing,
         energy=Energy(
-            told, energy.source, carbon.grams, carbon.grams_per_kilowatt_hour, carbon.pue, carbon.source, tokens,
+            joules, energy.source, carbon.grams, carbon.grams_per_kilowatt_hour, carbon.pue, carbon.source, tokens,
             accounted(job),
         ),
         details=[(section.title, section.rows) for section in sections],
@@ -195,21 +191,10 @@ def noted(notes: Iterable[Note]) -> list[Entry]:
 def training(log: StepLog | None) -> list[Entry]:
     found = []
     for event in log.events if log is not None else ():
-        if event.name in TOLD:
-            parts = [f"{key} {_plain(value)}" for key, value in event.fields.items() if value not in (None, "", [])]
-            found.append(
-                Entry(event.time, "training", f"{TOLD[event.name]}, attempt {event.attempt}", ", ".join(parts))
-            )
+        if (words := told.in_words(event)) is not None:
+            title, text = words
+            found.append(Entry(event.time, "training", f"{title}, attempt {event.attempt}", text))
     return found
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) + ")"
-    text = str(value)
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def attempts(job: JobView, log: StepLog | None) -> list[Bar]:
@@ -236,20 +221,20 @@ def ordered(spent: Mapping[str, float]) -> dict[str, float]:
 
 def peak_memory(log: StepLog | None, attempt: int) -> float | None:
     """The greatest that this attempt told of the device of global rank 0."""
-    told = [
+    peaks = [
         float(value)
         for event in (log.events if log is not None else ())
         if event.attempt == attempt
         for key in ("peakMemoryBytes", "peakBytes")
         if isinstance(value := event.fields.get(key), int | float)
     ]
-    return max(told, default=None)
+    return max(peaks, default=None)
 
 
 def environment(log: StepLog | None) -> Rows:
     """What the newest attempt's ranks run on, as they tell."""
-    told = log.named("environment") if log is not None else []
-    return [(str(key), _plain(value)) for key, value in told[-1].fields.items()] if told else []
+    newest = log.named("environment")[-1:] if log is not None else []
+    return [(str(name), told.raw(value)) for event in newest for name, value in event.fields.items()]
 
 
 def placed(pods: Iterable[Mapping[str, Any]]) -> Rows:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from trireme_api.evaluation import EvaluationSpec, HeldOutSource
 from trireme_api.families import ModelConfig
@@ -39,27 +38,3 @@ def during_training(recipe: Recipe, config: ModelConfig, directories: Sequence[s
 
 def due(spec: EvaluationSpec | None, step: int, last: bool) -> bool:
     return spec is not None and (last or (spec.every_steps is not None and step % spec.every_steps == 0))
-
-
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The figures for a person."""
-    for text in found["heldOut"]:
-        name = text["source"] or f"all of language {text['language']}"
-        # Of a masked model there are none.
-        bits = f"{text['bitsPerByte']:.4f} bits per byte, " if "bitsPerByte" in text else ""
-        tokens = "tokens" if bits else "hidden tokens"
-        yield f"{name}: perplexity {_number(text['perplexity'])}, {bits}{text['tokens']:,} {tokens}"
-    for task in found["tasks"]:
-        about = f"{task['task']}, {task['shots']} shots, {task['examples']:,} examples"
-        if "exact" in task:
-            yield f"{about}: exact {task['exact']:.4f} ± {task['standardError']:.4f}"
-        else:
-            both = task["accuracy"]
-            yield (
-                f"{about}: accuracy {both['sum']:.4f} ± {task['standardError']:.4f} "
-                f"(mean per token {both['mean']:.4f}, chance {task['chance']:.4f})"
-            )
-
-
-def _number(value: float | None) -> str:
-    return "beyond measure" if value is None else f"{value:,.3f}"

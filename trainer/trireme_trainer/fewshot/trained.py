@@ -57,13 +57,3 @@ def load(
         model = build(config)
     model.load_state_dict({name: weight.to(device) for name, weight in weights.items()}, assign=True)
     return Trained(model.eval(), objective, config, found)
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The figures for a person."""
-    rows = zip(found["shots"], found["accuracy"], found["answerLoss"], strict=True)
-    return [
-        f"{found['tasks']}, {found['heldOut']} unseen tasks, {shots} examples: {100 * accuracy:.1f} % of answer tokens "
-        f"right, {nats:.4f} nats each"
-        for shots, accuracy, nats in rows
-    ]

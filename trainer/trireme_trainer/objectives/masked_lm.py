@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from trireme_api.evaluation import in_words
 from trireme_api.families import ModelConfig
 from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
@@ -18,7 +19,7 @@ from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.masked import MaskedHeldOut, MaskedSource
-from trireme_trainer.evaluation.training import due, lines
+from trireme_trainer.evaluation.training import due
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
@@ -146,6 +147,6 @@ class MaskedTokens(Objective):
         if self._held_out is None:
             return {}
         found = {"heldOut": self._held_out.run(model, self._world, lambda *_: alive()), "tasks": []}
-        for line in lines(found):
+        for line in in_words(found):
             log.info("evaluation: %s", line)
         return found

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from trireme_api.evaluation import in_words
 from trireme_api.families import ModelConfig
 from trireme_api.recipe import Recipe
 
 from trireme_trainer.data.batches import Batch, Batches, TextBatches
 from trireme_trainer.data.mixture import Mixture
-from trireme_trainer.evaluation.training import due, during_training, lines
+from trireme_trainer.evaluation.training import due, during_training
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.base import Objective
@@ -56,6 +57,6 @@ class NextToken(Objective):
         if self._suite is None:
             return {}
         found = self._suite.run(model, self._world, lambda *_: alive())
-        for line in lines(found):
+        for line in in_words(found):
             log.info("evaluation: %s", line)
         return found
