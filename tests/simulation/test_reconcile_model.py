@@ -387,7 +387,7 @@ class TwoOperators(World):
 
 EXAMPLES = int(os.environ.get("TRIREME_MODEL_EXAMPLES", "60"))
 CHECKS = settings(
-    max_examples=EXAMPLES, stateful_step_count=60, deadline=None, print_blob=True,
+    max_examples=EXAMPLES, stateful_step_count=60, print_blob=True,
     phases=[Phases.explicit, Phases.reuse, Phases.generate, Phases.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip

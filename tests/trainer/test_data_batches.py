@@ -53,7 +53,7 @@ def rows(batches: list, keep_padding: bool = False) -> list[tuple[int, ...]]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 24), st.integers(1, 9), st.integers(1, 8), st.integers(0, 50))
 def test_the_union_over_ranks_is_the_global_batch(
     corpus: str, sequences: int, world: int, micro: int, step: int
@@ -75,7 +75,6 @@ def test_the_union_over_ranks_is_the_global_batch(
     assert counted - sequences < world * (Share(sequences, world, micro).micro_batches + 1), "little padding"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 70), st.integers(1, 40))
 def test_no_rank_has_two_more_sequences_than_another(sequences: int, world: int, micro: int) -> None:
     share = Share(sequences, world, micro)

@@ -75,7 +75,7 @@ def test_every_parameter_of_every_size_has_a_rule_and_nothing_else_has() -> None
 NAME, RULE = "blocks.0.feed_forward.fc1.weight", Normal(0.006)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 9),

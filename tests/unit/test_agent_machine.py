@@ -263,5 +263,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert machine.exit_code not in (0, 75), "a failure was reported as success"
 
 
-AnyOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=30)
 test_any_order = AnyOrder.TestCase

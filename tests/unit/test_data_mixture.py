@@ -23,7 +23,7 @@ def source(path: Path | str, weight: float = 1.0) -> DataSource:
     return DataSource(path=str(path), weight=weight)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=25),
     block=st.integers(2, 20),

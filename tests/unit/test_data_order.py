@@ -12,13 +12,11 @@ from trireme_trainer.data.order import MAX_PERIOD, Interleaving, derive, mix, pe
 KEYS = st.integers(0, 2**64 - 1)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 700), KEYS)
 def test_permute_is_a_permutation(count: int, key: int) -> None:
     assert sorted(permute(i, count, key) for i in range(count)) == list(range(count))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2000), KEYS)
 def test_shuffled_is_a_permutation(count: int, key: int) -> None:
     assert np.array_equal(np.sort(shuffled(count, key)), np.arange(count))
@@ -43,7 +41,6 @@ def test_permute_spreads_like_a_random_permutation() -> None:
     assert neighbours < 15  # 2 expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12))
 def test_every_prefix_follows_the_weights_to_less_than_one_block(weights: list[int]) -> None:
     schedule = Interleaving([float(w) for w in weights])
@@ -57,7 +54,7 @@ def test_every_prefix_follows_the_weights_to_less_than_one_block(weights: list[i
             assert abs(have * total - (index + 1) * weight) < total
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=5))
 def test_awkward_weights_are_kept_to_a_fine_share(weights: list[float]) -> None:
     schedule = Interleaving(weights)

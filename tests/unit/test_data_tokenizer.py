@@ -34,7 +34,7 @@ def test_special_tokens_have_opts_ids_and_bytes_follow() -> None:
     assert (encoder.vocabulary, encoder.end_of_document, encoder.dtype) == (len(vocabulary) + 1, 2, "uint16")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
     encoder = JsonEncoder(JSON, "here")
@@ -51,7 +51,7 @@ def test_text_that_spells_a_special_token_stays_text() -> None:
     assert JsonEncoder(JSON, "here").decode(ids.tolist()) == "<p>a</s><pad><mask></p>"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet=st.sampled_from("ab'sé1 !\n\r\t\u00a0\u2028\x1c"), min_size=10, max_size=200))
 def test_long_documents_in_pieces_encode_as_a_whole(text: str) -> None:
     encoder = JsonEncoder(JSON, "here")

@@ -106,7 +106,7 @@ class World:
         assert len(status.model_dump_json(by_alias=True, exclude_none=True)) < 30_000, "status stays small"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(MOVES)
 def test_every_second_is_in_exactly_one_state(moves: list[tuple[str, object]]) -> None:
     world = World()
@@ -115,7 +115,7 @@ def test_every_second_is_in_exactly_one_state(moves: list[tuple[str, object]]) -
         world.check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(MOVES)
 def test_an_operator_restarted_after_every_move_keeps_the_same_books(moves: list[tuple[str, object]]) -> None:
     steady, restarted = World(), World()

@@ -187,7 +187,7 @@ class TestMeter:
 
 
 class TestLedger:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.lists(st.tuples(st.sampled_from(["pass", "enter", "open", "close", "save", "back"]), st.integers(0, 6))))
     def test_states_sum_to_the_wall_time_whatever_happens(self, moves: list[tuple[str, int]]) -> None:
         clock = [10.0]
