@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 60.0
 """Without a sign of life of the main loop for so long, the lease is renewed no more. Longer than a loop that is merely
 slow takes for one turn; a kubelet that finds liveness red is sooner."""
-LIFE_SECONDS = 1.0
-"""Between two signs."""
 
 
 class LeadershipLost(Exception):

@@ -23,7 +23,7 @@ from trireme_operator.controller import Controller
 from trireme_operator.decide.gang import HOLDING
 from trireme_operator.decide.pods import Images
 from trireme_operator.decide.views import Job, Key, Limits
-from trireme_operator.leader import LIFE_SECONDS, Leader
+from trireme_operator.leader import Leader
 from trireme_operator.observe import handlers
 from trireme_operator.observe.desk import Desk, foreign_taken
 from trireme_operator.observe.gridwatch import GridWatch
@@ -35,6 +35,7 @@ from trireme_operator.serve import certificates
 from trireme_operator.serve.coordinator import Coordinator, serve
 from trireme_operator.serve.health import Health, application
 from trireme_operator.serve.identity import Reviewer
+from trireme_operator.serve.load import BEAT_SECONDS, Load
 from trireme_operator.serve.metrics import JobCollector, Metrics
 from trireme_operator.tracing import Off, Tracing
 
@@ -54,6 +55,7 @@ class Operator:
         self.store, self.queue, self.metrics = Store(), Queue(), Metrics()
         self.tracing: Tracing = tracing or Off()
         self.desk = Desk(self.store)
+        self.load = Load()
         self.health = Health(self.queue.oldest_seconds)
         self.leader = Leader(
             lease, options.own_namespace, options.lease_name, options.identity, duration=options.lease_seconds
@@ -67,6 +69,7 @@ class Operator:
             figures_due=lambda job: self.controller.figures_due(job),
             refresh=lambda key: self.controller.refresh(key),
             leading=lambda: self.leader.leading,
+            load=self.load,
             answered=lambda code: self.metrics.answers.labels(str(code)).inc(),
         )
         self.grids = GridWatch(options.carbon_settings, options.carbon_secrets)
@@ -164,7 +167,8 @@ class Operator:
     async def _live(self) -> None:
         while True:
             self.leader.alive()
-            await asyncio.sleep(LIFE_SECONDS)
+            self.load.beat()
+            await asyncio.sleep(BEAT_SECONDS)
 
     async def _work(self, led: asyncio.Event) -> None:
         await led.wait()

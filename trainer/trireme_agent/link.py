@@ -1,7 +1,7 @@
 """The line to the coordinator: one thread long-polls for assignments, another tells news at once.
 
 Two connections, because a long poll carries the report as it was when it began: a crash must not wait for it to end.
-When nobody answers, both keep trying with growing pauses, and training goes on.
+When nobody answers, both keep trying with growing pauses, and training goes on. News is tried once without a pause.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import socket
 import ssl
 import threading
@@ -19,20 +18,16 @@ from urllib.parse import quote, urlsplit
 
 from trireme_api.protocol import REPORT_PATH, Assignment, ProtocolError, Report
 
+from trireme_agent.backoff import Backoff, Unreachable
 from trireme_agent.settings import BadSettings, Settings
 
 POLL_SECONDS = 30
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 10.0
 """On top of the seconds asked for in `wait`."""
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
 AWAY_SECONDS = 2.0
 MAX_ANSWER = 1024 * 1024
-
-
-class Unreachable(Exception):
-    """No usable answer; the text says why in one line."""
+MAX_RETRY_AFTER = 60.0
 
 
 def tls_context(ca: Optional[str]) -> ssl.SSLContext:
@@ -63,38 +58,44 @@ class Client:
         self._token_file = settings.token_file
         self._connection: Optional[http.client.HTTPConnection] = None
 
-    def report(self, report: Report, wait: int) -> Optional[Assignment]:
-        """Sends the report; returns the assignment, or None while there is none for this pod. Raises Unreachable."""
+    def report(self, report: Report, wait: int, news: bool = False) -> Optional[Assignment]:
+        """Sends the report; returns the assignment, or None while there is none for this pod. Raises Unreachable.
+
+        A coordinator that has too much to do hears `news` first."""
+        query = f"wait={wait}&news=1" if news else f"wait={wait}"
         body = json.dumps(report.to_json(), separators=(",", ":")).encode()
         reused = self._connection is not None
         try:
             try:
-                return self._exchange(body, wait)
+                return self._exchange(body, wait, query)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 # The other side may close an idle connection at any time; only then is a second try free of delay.
                 self.close()
                 if not reused:
                     raise
-                return self._exchange(body, wait)
-        except Unreachable:
+                return self._exchange(body, wait, query)
+        except socket.timeout:
             self.close()
-            raise
+            raise Unreachable("no answer in time", slow=True) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             raise Unreachable(f"{type(error).__name__}: {error}") from None
 
-    def _exchange(self, body: bytes, wait: int) -> Optional[Assignment]:
+    def _exchange(self, body: bytes, wait: int, query: str) -> Optional[Assignment]:
         connection = self._connect()
         if connection.sock is not None:
             connection.sock.settimeout(wait + ANSWER_TIMEOUT)
-        connection.request("POST", f"{self._path}?wait={wait}", body=body, headers=self._headers())
+        connection.request("POST", f"{self._path}?{query}", body=body, headers=self._headers())
         response = connection.getresponse()
         data = response.read(MAX_ANSWER)
+        if connection.sock is None or not response.isclosed():
+            self.close()  # the other side asks for it, or has more to say than can be meant
         if response.status == 204:
             return None
         if response.status != 200:
             words = data[:200].decode("utf-8", "replace").strip().splitlines()
-            raise Unreachable(f"HTTP {response.status} {words[0] if words else response.reason}")
+            said = f"HTTP {response.status} {words[0] if words else response.reason}"
+            raise Unreachable(said, stay_away=_seconds(response.getheader("Retry-After")))
         try:
             answer = json.loads(data)
             return None if answer is None else Assignment.from_json(answer)
@@ -131,6 +132,11 @@ class Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _seconds(text: Optional[str]) -> Optional[float]:
+    """Of a Retry-After header; None where it has none that can be obeyed."""
+    return min(float(text), MAX_RETRY_AFTER) if text is not None and text.strip().isdigit() else None
 
 
 class Link:
@@ -191,12 +197,12 @@ class Link:
         with self._changed:
             self._changed.notify_all()
 
-    def _send(self, client: Client, wait: int) -> Optional[Assignment]:
+    def _send(self, client: Client, wait: int, news: bool = False) -> Optional[Assignment]:
         with self._changed:
             report, serial = self._report, self._serial
             assert report is not None
             report.holding = self._holding
-        assignment = client.report(report, wait)
+        assignment = client.report(report, wait, news)
         with self._changed:
             self._delivered = max(self._delivered, serial)
             self._last_contact = self._clock()
@@ -224,24 +230,24 @@ class Link:
 
     def _poll(self) -> None:
         self._wait_for_report()
-        pause = FIRST_PAUSE
+        backoff = Backoff()
         while not self._closed.is_set():
             began, before = self._clock(), self._holding
             try:
                 self._send(self._poll_client, POLL_SECONDS)
             except Unreachable as error:
                 self._failed(error)
-                pause = self._pause(pause)
+                self._closed.wait(backoff.after(error))
                 continue
             if self._holding == before and self._clock() - began < 0.5:
                 # A coordinator that answers long polls at once, with nothing new, must not be asked in a tight loop.
-                pause = self._pause(pause)
+                self._closed.wait(backoff.after())
             else:
-                pause = FIRST_PAUSE
+                backoff.reset()
 
     def _push(self) -> None:
         self._wait_for_report()
-        pause = FIRST_PAUSE
+        backoff = Backoff()
         due = self._clock() + self._settings.report_seconds
         while not self._closed.is_set():
             with self._changed:
@@ -250,21 +256,25 @@ class Link:
                     if left <= 0 and self._regular and self._serial > self._delivered:
                         break
                     self._changed.wait(left if left > 0 and self._regular else None)
+                tried = self._urgent
+                news = tried > self._delivered
             if self._closed.is_set():
                 break
             try:
-                self._send(self._push_client, 0)
+                self._send(self._push_client, 0, news)
             except Unreachable as error:
                 self._failed(error)
-                pause = self._pause(pause)
+                if self._news_within(backoff.after(error), tried):
+                    backoff.reset()
             else:
-                pause = FIRST_PAUSE
+                backoff.reset()
                 due = self._clock() + self._settings.report_seconds
 
-    def _pause(self, seconds: float) -> float:
-        """Sleeps about `seconds`, spread so that many pods do not come back together; returns the next pause."""
-        self._closed.wait(seconds * random.uniform(0.5, 1.0))
-        return min(LONGEST_PAUSE, seconds * 2)
+    def _news_within(self, seconds: float, tried: int) -> bool:
+        """Waits so long, or until there is newer news than was tried; whether there is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed.is_set() or self._urgent > tried, seconds)
+            return self._urgent > tried
 
 
 def token_readable(settings: Settings) -> None:

@@ -223,6 +223,12 @@ class Store:
         self.heard[pod_uid] = Heard(report, now, since, trail, wait, _steps(known, report))
         return known is None or known.report != report
 
+    def turned_away(self, pod_uid: str, now: float, wait: float) -> None:
+        """A sign of life that was not listened to: its agent was told to be silent for as long as `wait`."""
+        known = self.heard.get(pod_uid)
+        if known is not None:
+            self.heard[pod_uid] = replace(known, at=now, wait=wait)
+
     def _bury(self, uid: str, now: float) -> None:
         self._gone[uid] = now
         if len(self._gone) > 4096:

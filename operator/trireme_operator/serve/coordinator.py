@@ -22,6 +22,7 @@ from trireme_operator.decide.gang import places
 from trireme_operator.decide.views import Job, Key, Observed
 from trireme_operator.observe.store import Store
 from trireme_operator.serve.identity import Reviewer
+from trireme_operator.serve.load import Load
 
 log = logging.getLogger(__name__)
 MAX_REPORT_BYTES = 256 * 1024
@@ -55,6 +56,7 @@ class Coordinator:
         figures_due: Callable[[Job], float],
         refresh: Callable[[Key], Awaitable[object]],
         leading: Callable[[], bool],
+        load: Load | None = None,
         answered: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -63,6 +65,7 @@ class Coordinator:
         self._store, self._reviewer, self._observe, self._mark = store, reviewer, observe, mark
         self._figures_due = figures_due
         self._refresh, self._leading, self._clock = refresh, leading, clock
+        self._load = load or Load()
         self._answered = answered
         self._watches: dict[Key, Watch] = {}
         self._closing = asyncio.Event()
@@ -125,13 +128,20 @@ class Coordinator:
 
     async def _answer(self, request: web.Request) -> web.Response:
         if self._closing.is_set() or not self._leading():
-            return _error(503, "this replica does not lead; ask again", {"Retry-After": "1", "Connection": "close"})
+            return _error(503, "this replica does not lead; ask again", {"Connection": "close"})
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        known = self._reviewer.knows(token)
+        away = self._load.stay_away("news" in request.query, 0 if known else self._reviewer.under_way)
         try:
-            caller = await self._reviewer.identify(token.strip()) if scheme.lower() == "bearer" else None
+            caller = await self._reviewer.identify(token) if known or not away else None
         except ApiError as error:
             log.warning("token review: %s", error)
             return _error(503, "the API server cannot check tokens now; ask again", {"Retry-After": "2"})
+        if away:
+            if caller is not None:
+                self._store.turned_away(caller.pod_uid, self._clock(), 2.0 * away)
+            return _error(503, "too many ask at once; come back later", {"Retry-After": str(away)})
         if caller is None:
             return _error(401, "needs a pod-bound service account token with the audience trireme")
         key = request.match_info["namespace"], request.match_info["name"]
@@ -155,16 +165,16 @@ class Coordinator:
             job, pod = self._store.jobs.get(key), self._store.pods.get(caller.pod_uid)
         if job is None or pod is None or pod.owner_uid != job.uid:
             return _error(404, f"the pod belongs to no TrainingJob {key[0]}/{key[1]}")
-        known = self._store.heard.get(pod.uid)
+        before = self._store.heard.get(pod.uid)
         if self._store.hear(pod.uid, report, self._clock(), wait):
-            if known is not None and only_figures(known.report, report):
+            if before is not None and only_figures(before.report, report):
                 self._mark(key, self._figures_due(job))
             else:
                 self._mark(key, 0.0)
                 self.touch(key)
         assignment = await self._settled(key, pod.uid, report.holding, wait)
         if assignment is None:
-            return _error(503, "this replica is closing; ask again", {"Retry-After": "1", "Connection": "close"})
+            return _error(503, "this replica is closing; ask again", {"Connection": "close"})
         return web.json_response(assignment.to_json())
 
     def _longest_wait(self) -> float:

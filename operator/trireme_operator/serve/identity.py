@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -32,15 +33,31 @@ class Reviewer:
     def __init__(self, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
         self._api, self._clock = api, clock
         self._known: OrderedDict[str, tuple[Identity | None, float]] = OrderedDict()
+        self._asked: dict[str, asyncio.Task[Identity | None]] = {}
+
+    @property
+    def under_way(self) -> int:
+        return len(self._asked)
+
+    def knows(self, token: str) -> bool:
+        """Whether `identify` asks nobody."""
+        return _useless(token) or self._clock() < self._known.get(_digest(token), (None, 0.0))[1]
 
     async def identify(self, token: str) -> Identity | None:
         """The pod that a token of our audience is bound to; None for any other token. Raises ApiError."""
-        if not token or len(token) > MAX_TOKEN:
+        if _useless(token):
             return None
-        digest = hashlib.sha256(token.encode()).hexdigest()
+        digest = _digest(token)
         found, until = self._known.get(digest, (None, 0.0))
         if self._clock() < until:
             return found
+        asked = self._asked.get(digest)
+        if asked is None:  # both connections of an agent come at once, with one token
+            asked = self._asked[digest] = asyncio.ensure_future(self._review(digest, token))
+            asked.add_done_callback(lambda _: self._asked.pop(digest))
+        return await asyncio.shield(asked)
+
+    async def _review(self, digest: str, token: str) -> Identity | None:
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -53,6 +70,14 @@ class Reviewer:
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return identity
+
+
+def _useless(token: str) -> bool:
+    return not token or len(token) > MAX_TOKEN
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def identity_of(status: dict[str, object]) -> Identity | None:
