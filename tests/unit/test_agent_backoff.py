@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +142,29 @@ def test_an_answer_that_does_not_come_in_time(
     stub.status = None
     with pytest.raises(Unreachable) as caught:
         Client(settings).report(report(), 0)
+    assert caught.value.slow
+
+
+def test_a_machine_that_is_gone_is_not_taken_for_one_that_is_busy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, stub: Stub
+) -> None:
+    """A pulled cable answers nothing: whoever takes over there is to be found within seconds."""
+
+    def no_answer(*_: object, **__: object) -> socket.socket:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", no_answer)
+    with pytest.raises(Unreachable) as caught:
+        Client(settings).report(report(), 0)
+    assert not caught.value.slow
+
+
+def test_a_greeting_that_does_not_come_in_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(Unreachable) as caught:
+            Client(dataclasses.replace(settings, coordinator=f"https://127.0.0.1:{port}")).report(report(), 0)
     assert caught.value.slow
 
 

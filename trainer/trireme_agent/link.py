@@ -121,7 +121,13 @@ class Client:
             )
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT)
-        connection.connect()
+        try:
+            connection.connect()
+        except socket.timeout:
+            # Without a TCP connection the machine is gone; with one, whoever should greet us has no time.
+            slow = connection.sock is not None
+            connection.close()
+            raise Unreachable("no answer in time" if slow else "no connection in time", slow=slow) from None
         if connection.sock is not None:
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
