@@ -11,6 +11,7 @@ from operator_cases import NOW, manifest
 from trireme_api.protocol import AgentState, Report
 from trireme_operator.act.api import resource_of
 from trireme_operator.act.cluster import merge_patch
+from trireme_operator.decide.views import Key
 from trireme_operator.observe.store import Store
 from trireme_operator.queue import Queue, TokenBucket
 
@@ -197,6 +198,64 @@ def test_no_job_starves() -> None:
     queue.add(OTHER)
     clock.now += 7
     assert queue.oldest_seconds() == 7
+
+
+def served(queue: Queue) -> list[Key]:
+    found = []
+    while (key := queue.pop()) is not None:
+        found.append(key)
+        queue.done(key)
+    return found
+
+
+def test_what_can_wait_lets_others_go_first_but_not_for_ever() -> None:
+    clock = Clock()
+    queue = Queue(clock)
+    figures, news, late_news = ("ns", "figures"), ("ns", "news"), ("ns", "late news")
+    queue.add(figures, 1.0, patience=10.0)
+    clock.now = 5.0
+    queue.add(news)
+    assert served(queue) == [news, figures]
+    queue.add(figures, 1.0, patience=10.0)
+    clock.now = 20.0
+    queue.add(late_news)
+    assert served(queue) == [figures, late_news]
+    queue.add(figures, 1.0)
+    clock.now = 25.0
+    queue.add(news)
+    assert served(queue) == [figures, news], "without patience, in the order they fell due"
+
+
+def test_news_of_a_job_whose_figures_wait_goes_first() -> None:
+    clock = Clock()
+    queue = Queue(clock)
+    queue.add(KEY, 0.0, patience=10.0)
+    clock.now = 1.0
+    queue.add(OTHER)
+    queue.add(KEY)
+    clock.now = 2.0
+    queue.add(("ns", "third"))
+    assert queue.pop() in (KEY, OTHER)
+    assert queue.pop() in (KEY, OTHER)
+    assert queue.pop() == ("ns", "third")
+    assert queue.pop() is None
+    assert len(queue) == 0
+
+
+def test_an_entry_that_was_superseded_hands_nothing_out_early() -> None:
+    clock = Clock()
+    queue = Queue(clock)
+    queue.add(KEY, 0.0, patience=10.0)
+    queue.add(OTHER)
+    assert queue.pop() == OTHER  # now the entry of KEY has its rank, 10
+    queue.add(KEY)
+    assert queue.pop() == KEY
+    queue.done(KEY)
+    queue.add(KEY, 10.0)
+    clock.now = 9.0
+    assert queue.pop() is None
+    clock.now = 10.0
+    assert queue.pop() == KEY
 
 
 async def test_a_waiting_worker_is_woken() -> None:

@@ -31,6 +31,8 @@ MAX_WAIT_SECONDS = 55.0
 SHORT_WAIT_SECONDS = 5.0
 REPORTS_PER_SECOND = 300.0
 """What polling may cost; from 1,500 agents on the waits grow, and silence is noticed later."""
+FIGURES_PATIENCE = 10.0
+"""Figures that are due let what is decided go first for so long."""
 COALESCE_SECONDS = 0.01
 """Reports of a large gang come in bursts; the crew is read anew once for each burst."""
 
@@ -52,7 +54,7 @@ class Coordinator:
         reviewer: Reviewer,
         *,
         observe: Callable[[Job], Observed],
-        mark: Callable[[Key, float], None],
+        mark: Callable[[Key, float, float], None],
         figures_due: Callable[[Job], float],
         refresh: Callable[[Key], Awaitable[object]],
         leading: Callable[[], bool],
@@ -60,8 +62,8 @@ class Coordinator:
         answered: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`mark`: a job is to be looked at in so many seconds. `figures_due`: seconds until a job's figures may be
-        written again. `answered`: told the HTTP status of each answer."""
+        """`mark`: a job is to be looked at in so many seconds, and can wait for so many more. `figures_due`: seconds
+        until a job's figures may be written again. `answered`: told the HTTP status of each answer."""
         self._store, self._reviewer, self._observe, self._mark = store, reviewer, observe, mark
         self._figures_due = figures_due
         self._refresh, self._leading, self._clock = refresh, leading, clock
@@ -168,9 +170,9 @@ class Coordinator:
         before = self._store.heard.get(pod.uid)
         if self._store.hear(pod.uid, report, self._clock(), wait):
             if before is not None and only_figures(before.report, report):
-                self._mark(key, self._figures_due(job))
+                self._mark(key, self._figures_due(job), FIGURES_PATIENCE)
             else:
-                self._mark(key, 0.0)
+                self._mark(key, 0.0, 0.0)
                 self.touch(key)
         assignment = await self._settled(key, pod.uid, report.holding, wait)
         if assignment is None:
