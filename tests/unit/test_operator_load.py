@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,11 @@ from trireme_api.protocol import REPORT_PATH, AgentState, Report
 from trireme_operator.decide.gang import Place
 from trireme_operator.decide.views import Node
 from trireme_operator.observe.store import Store
-from trireme_operator.serve import load
+from trireme_operator.serve import health, load
 from trireme_operator.serve.coordinator import Coordinator
 from trireme_operator.serve.identity import Reviewer
 from trireme_operator.serve.load import BEAT_SECONDS, Load
+from trireme_operator.serve.metrics import Metrics
 
 UID = "pod-0-1"
 PATH = REPORT_PATH.format(namespace="ns", name="job", pod="job-0-1")
@@ -73,7 +75,7 @@ class Desk:
             self.store,
             self.reviewer,
             observe=lambda _: self.scene.seen(),
-            mark=lambda key, after: None,
+            mark=lambda key, after, patience: None,
             figures_due=lambda job: 1.0,
             refresh=refresh,
             leading=lambda: True,
@@ -161,6 +163,35 @@ async def test_reviews_under_way_are_limited(monkeypatch: pytest.MonkeyPatch) ->
         desk.reviews.go.set()
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
         assert (await desk.report("one too many"))[0] == 200
+
+
+@pytest.mark.parametrize("aside", [True, False])
+async def test_a_scrape_holds_nobody_up(aside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not so if the page were made in the event loop."""
+
+    def page(_: object) -> bytes:
+        time.sleep(1.0)
+        return b"page"
+
+    monkeypatch.setattr(health, "generate_latest", page)
+    if not aside:
+
+        async def here(call: Callable[[object], bytes], *given: object) -> bytes:
+            return call(*given)
+
+        monkeypatch.setattr("trireme_operator.serve.health.asyncio.to_thread", here)
+    watch = Load()
+    app = health.application(health.Health(lambda: 0.0), Metrics(), lambda: None)
+    async with TestClient(TestServer(app)) as client:
+        watch.beat()
+        asking = asyncio.ensure_future(client.get("/metrics"))
+        latest = 0.0
+        while not asking.done():
+            await asyncio.sleep(0.01)
+            watch.beat()
+            latest = max(latest, watch.late)
+        assert await (await asking).read() == b"page"
+    assert (latest < 0.5) is aside
 
 
 async def test_both_connections_of_an_agent_cost_one_review() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import urlencode
+from urllib.request import getproxies_environment
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -68,6 +69,8 @@ class Api:
                 config.load_incluster_config(client_configuration=settings)
         except config.ConfigException as error:
             raise ApiError(0, f"no way to the API server: {error}; give --kubeconfig or run in a pod") from None
+        # The client's own default reads ~/.netrc for every request, by way of a thread.
+        settings.client_session_kwargs = {"trust_env": bool(getproxies_environment())}
         return cls(client.ApiClient(settings), qps=qps, burst=burst)
 
     async def close(self) -> None:

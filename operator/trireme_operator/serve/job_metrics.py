@@ -24,7 +24,8 @@ Sample = tuple[str, tuple[str, ...], float | None]
 
 
 class JobCollector(Collector):
-    """Told by the replica that leads alone, or each sum over jobs would count them once per replica."""
+    """Told by the replica that leads alone, or each sum over jobs would count them once per replica. Collects in any
+    thread: the store puts another job in the place of one that changed."""
 
     def __init__(
         self, store: Store, clock: Callable[[], float] = time.time, leading: Callable[[], bool] = lambda: True
@@ -39,7 +40,7 @@ class JobCollector(Collector):
             for metric in exposed_by(OPERATOR)
             if metric.labels[:2] == JOB
         }
-        for job in self._store.jobs.values() if self._leading() else ():
+        for job in list(self._store.jobs.values()) if self._leading() else ():
             for name, labels, value in samples(job, self._clock()):
                 if value is not None:
                     families[f"trireme_job_{name}"].add_metric([job.namespace, job.name, *labels], float(value))
