@@ -311,6 +311,7 @@ class Operator:
     def _gauges(self) -> None:
         self.metrics.queue_depth.set(len(self.queue))
         self.metrics.queue_age.set(self.queue.oldest_seconds())
+        self.metrics.late.set(self.load.late)
         self.metrics.leader.set(float(self.leader.leading))
         self.metrics.polling.set(self.coordinator.polling)
         for resource, (age, unannounced) in self.health.watches().items():

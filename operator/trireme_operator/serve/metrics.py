@@ -39,6 +39,7 @@ class Metrics:
         self.request_seconds = self._histogram("trireme_api_request_seconds")
         self.queue_depth = self._gauge("trireme_queue_depth")
         self.queue_age = self._gauge("trireme_queue_oldest_seconds")
+        self.late = self._gauge("trireme_loop_late_seconds")
         self.leader = self._gauge("trireme_leader")
         self.event_age = self._gauge("trireme_watch_last_event_age_seconds")
         self.unannounced = self._gauge("trireme_watch_unannounced_lists")
