@@ -16,7 +16,8 @@ LATE_SECONDS = 2.0
 """From here on figures and polls are turned away."""
 VERY_LATE_SECONDS = 8.0
 """And from here on news, too: agents wait ten seconds for an answer."""
-LONGEST_AWAY = 30
+LONGEST_AWAY = 15
+"""Agents take up to twice as long, so that they do not come back together."""
 NEWS_AWAY = 5
 REVIEW_AWAY = 2
 MAX_REVIEWS = 200
