@@ -1,10 +1,12 @@
 """What the operator spends while many jobs report: its CPU time, memory, latency of decisions and writes.
 
     python benchmarks/operator/reporting.py --jobs 1000 --output benchmarks/results/operator-reporting.json
+    python benchmarks/operator/reporting.py --jobs 300 --starve 0.25   # and then with a quarter of a core
 
 Real: the operator as a process, the API server and etcd, TLS, each agent's token and its review. Stood in for: nodes
 and kubelets (pods are bound and called running), and the agents: coroutines of this process that speak the agents'
 protocol at the agents' rate, two connections each, a long poll and a report every five seconds with figures that move.
+`--starve`: afterwards the operator is killed and started with that share of a core, so that all agents come at once.
 The operator's series are scraped every 15 s, as by Prometheus.
 """
 
@@ -14,7 +16,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import re
 import resource
 import ssl
@@ -22,16 +23,13 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import aiohttp
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "cluster"), str(ROOT / "tests" / "apiserver")]
 
+from agents import StandIn  # noqa: E402
 from localcluster.api import Api  # noqa: E402
 from localcluster.apiserver import ApiServer  # noqa: E402
 from rig import (  # noqa: E402
@@ -46,106 +44,19 @@ from rig import (  # noqa: E402
     pod_token,
     script_job,
 )
+from starving import starve  # noqa: E402
 from trireme_api.crd import crd, strip_cel  # noqa: E402
-from trireme_api.protocol import (  # noqa: E402
-    Action,
-    AgentState,
-    Assignment,
-    CheckpointRef,
-    EnergyReading,
-    Hardware,
-    Progress,
-    RankReport,
-    Report,
-    Spent,
-)  # fmt: skip
 
 from demo.training import cpu_model, own_time  # noqa: E402
 
-REPORT_SECONDS, POLL_SECONDS = 5.0, 30
-STEP_SECONDS = 0.5
 SCRAPE_SECONDS = 15.0
 """As manifests/monitoring has it."""
-SAVE_STEPS = 200
 PODS_PER_NODE = 250
 START_SECONDS = 900
 """In which every agent must have been told to run, and every job be called Running."""
 FLAGS = ("--progress-seconds", "5", "--resync-seconds", "60", "--gang-seconds", "3600")
 """The operator's own defaults, but that it waits for nodes that come slowly here."""
 HISTOGRAM = "trireme_reconcile_seconds"
-
-
-@dataclass
-class StandIn:
-    """One agent with one rank that trains."""
-
-    url: str
-    token: str
-    uid: str
-    session: aiohttp.ClientSession
-    tls: ssl.SSLContext
-    began: float = 0.0
-    attempt: int = 0
-    state: AgentState = AgentState.WAITING
-    holding: str | None = None
-    answers: list[float] = field(default_factory=list)
-    """Seconds that each report waited for its answer."""
-    troubles: int = 0
-
-    def report(self) -> Report:
-        passed = time.monotonic() - self.began if self.began else 0.0
-        step, saved = int(passed / STEP_SECONDS), int(passed / STEP_SECONDS) // SAVE_STEPS * SAVE_STEPS
-        report = Report(self.uid, self.attempt, self.state, holding=self.holding)
-        report.energy = {"cpu": EnergyReading(40.0 * passed, "rapl"), "dram": EnergyReading(4.0 * passed, "rapl")}
-        report.hardware = Hardware(passed, 0, None)
-        if self.state is AgentState.RUNNING:
-            report.ranks = [RankReport(0, pid=7, step=step, phase="step", heartbeat_age=0.1)]
-            report.progress = Progress(
-                step=step, total_steps=1_000_000, tokens=step * 2048, loss=3 + random.random(),
-                tokens_per_second=4096.0, tflops=0.1,
-            )  # fmt: skip
-            report.spent = Spent({"init": 5.0, "step": passed}, "step", 0, step, saved, saved * STEP_SECONDS)
-            report.checkpoint = CheckpointRef(saved, f"step-{saved}") if saved else None
-        return report
-
-    async def send(self, wait: int) -> None:
-        body = json.dumps(self.report().to_json(), separators=(",", ":"))
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        limit = aiohttp.ClientTimeout(total=wait + 30)
-        post = self.session.post(f"{self.url}?wait={wait}", data=body, headers=headers, ssl=self.tls, timeout=limit)
-        async with post as answer:
-            text = await answer.read()
-            if answer.status != 200:
-                raise aiohttp.ClientError(f"HTTP {answer.status}")
-        found = Assignment.from_json(json.loads(text))
-        self.holding, self.attempt = found.tag, found.attempt
-        if found.action is Action.RUN and self.state is AgentState.WAITING:
-            self.state, self.began = AgentState.RUNNING, time.monotonic()
-
-    async def poll(self) -> None:
-        while True:
-            before = self.state, self.attempt
-            try:
-                await self.send(POLL_SECONDS)
-            except (OSError, TimeoutError, aiohttp.ClientError):
-                self.troubles += 1
-                await asyncio.sleep(random.uniform(0.5, 2))
-                continue
-            if (self.state, self.attempt) != before:
-                with suppress(OSError, TimeoutError, aiohttp.ClientError):
-                    await self.send(0)  # what is new is told at once
-
-    async def push(self) -> None:
-        await asyncio.sleep(random.uniform(0, REPORT_SECONDS))
-        while True:
-            began = time.monotonic()
-            try:
-                if self.state is AgentState.RUNNING:
-                    await self.send(0)
-                    self.answers.append(time.monotonic() - began)
-            except (OSError, TimeoutError, aiohttp.ClientError):
-                self.troubles += 1
-            await asyncio.sleep(max(0.0, began + REPORT_SECONDS - time.monotonic()))
 
 
 def process_seconds(pid: int) -> float:
@@ -220,7 +131,7 @@ async def measure(operator: OperatorProcess, agents: list[StandIn], warm: float,
 
     began, cpu, page, own = await asyncio.to_thread(read)
     for agent in agents:
-        agent.answers, agent.troubles = [], 0
+        agent.answers, agent.troubles, agent.told_away = [], 0, 0
     for _ in range(int(seconds / SCRAPE_SECONDS)):
         await asyncio.sleep(SCRAPE_SECONDS)
         await asyncio.to_thread(operator.get, "/metrics")
@@ -242,6 +153,7 @@ async def measure(operator: OperatorProcess, agents: list[StandIn], warm: float,
         "requestsPerSecond": requests,
         "answerP50": waits[len(waits) // 2],
         "answerP99": waits[len(waits) * 99 // 100],
+        "toldToComeLater": sum(agent.told_away for agent in agents),
         "troubles": sum(agent.troubles for agent in agents),
         "queueOldestSeconds": page_after.get("trireme_queue_oldest_seconds"),
     }
@@ -251,21 +163,26 @@ async def load(world: World, operator: OperatorProcess, tokens: dict[str, str], 
     pods = world.pods()
     variables = {item["name"]: item.get("value", "") for item in pods[0]["spec"]["containers"][0]["env"]}
     tls = ssl.create_default_context(cadata=variables["TRIREME_COORDINATOR_CA"])
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=120)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        agents = []
-        for pod in pods:
-            name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
-            place = f"/v1/namespaces/{world.namespace}/trainingjobs/{labels['trireme.dev/job']}/pods/{name}/report"
-            uid = pod["metadata"]["uid"]
-            agents.append(StandIn(operator.coordinator + place, tokens[uid], uid, session, tls))
-        tasks = [asyncio.create_task(one) for agent in agents for one in (agent.poll(), agent.push())]
-        try:
-            return await measure(operator, agents, options.warm, options.seconds)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    agents = []
+    for pod in pods:
+        name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
+        place = f"/v1/namespaces/{world.namespace}/trainingjobs/{labels['trireme.dev/job']}/pods/{name}/report"
+        uid = pod["metadata"]["uid"]
+        agents.append(StandIn(operator.coordinator + place, tokens[uid], uid, tls))
+    tasks = [asyncio.create_task(one) for agent in agents for one in (agent.poll(), agent.push())]
+    try:
+        found = await measure(operator, agents, options.warm, options.seconds)
+        if options.starve:
+            found["starved"] = await starve(
+                world, operator, agents, options.starve, options.starve_seconds, process_seconds
+            )
+        return found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for agent in agents:
+            await agent.close()
 
 
 def benchmark(folder: Path, options: Any) -> dict[str, Any]:
@@ -304,6 +221,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--warm", type=float, default=30.0, help="seconds from the last start until measuring begins")
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--starve", type=float, metavar="SHARE", help="of a core, for an operator that starts anew")
+    parser.add_argument("--starve-seconds", type=float, default=180.0)
     parser.add_argument("--log", type=Path, help="where to put the operator's log")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     options = parser.parse_args()
