@@ -18,7 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "test-results"
-MYPY_TARGETS = ("api", "operator", "trainer", "cli")
 
 
 @dataclass

@@ -315,7 +315,6 @@ class Report(Message):
     version: int = PROTOCOL_VERSION
     holding: Optional[str] = None
     """Tag of the newest assignment received; a long poll is answered at once while the current one has another."""
-    pod_ip: Optional[str] = None
     ranks: List[RankReport] = field(default_factory=list)
     progress: Optional[Progress] = None
     checkpoint: Optional[CheckpointRef] = None

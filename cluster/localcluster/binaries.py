@@ -10,7 +10,7 @@ from typing import Optional, Tuple
 
 from . import build, debian
 from .report import ClusterError
-from .shell import run, which
+from .shell import run
 
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NODE = ("kubelet", "kube-proxy")
@@ -75,13 +75,3 @@ def find(*, nodes: bool) -> Binaries:
     if nodes or not (folder / "etcd").is_file():
         return Binaries(kubernetes=folder, system=debian.unpack_programs())
     return Binaries(kubernetes=folder, system=debian.unpacked_root())
-
-
-def kubectl() -> Optional[str]:
-    """kubectl of the repository's own environment, of KUBEBUILDER_ASSETS, or of the machine."""
-    from .paths import REPOSITORY
-
-    for folder in (REPOSITORY / ".venv/bin", Path(os.environ.get("KUBEBUILDER_ASSETS") or "/nonexistent")):
-        if (folder / "kubectl").is_file():
-            return str(folder / "kubectl")
-    return which("kubectl")

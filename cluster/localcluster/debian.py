@@ -33,7 +33,6 @@ NODE_TOOLS = {
     "gcc": "gcc",
 }
 BUILD_TOOLS = {"go": "golang-go", "rsync": "rsync", "jq": "jq", "make": "make", "gcc": "gcc", "dpkg-source": "dpkg-dev"}
-IMAGE_TOOLS = {"buildah": "buildah", "debootstrap": "debootstrap"}
 # Unpacked into the cache: program -> (package, path inside the package).
 UNPACKED = {
     "etcd": ("etcd-server", "usr/bin/etcd"),

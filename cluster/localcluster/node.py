@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -106,14 +105,6 @@ class Node:
         wait(lambda: succeeds(self.ctr("version")), f"containerd of {self.name}", 30, failed=self._ended(CONTAINERD))
         if node_config.PAUSE_IMAGE not in self.images():
             self.load(pause.image())
-
-    def stop_role(self, role: str, sig: signal.Signals = signal.SIGKILL) -> bool:
-        """End one of the node's programs; pods go on running when it is the kubelet. True when it ran."""
-        process = self.state.processes.get(self.process_name(role))
-        if process is None:
-            return False
-        process.stopped = True
-        return processes.kill(process, sig)
 
     def power_off(self) -> int:
         """End the node as if its plug was pulled; returns how many processes there were."""

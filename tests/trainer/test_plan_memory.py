@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trireme_api.families.memory import LOGITS_BYTES
+from trireme_api.families.memory import positions_at_once
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "plan"))
 
@@ -38,4 +38,4 @@ def test_what_is_counted_moves_with_the_setting() -> None:
 def test_the_loss_is_taken_in_the_chunks_that_are_counted() -> None:
     from trireme_trainer.objectives.cross_entropy import ChunkedCrossEntropy
 
-    assert ChunkedCrossEntropy(50272)._chunk == LOGITS_BYTES // (4 * 50272)
+    assert ChunkedCrossEntropy(50272)._chunk == positions_at_once(50272) == 2669

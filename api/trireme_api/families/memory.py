@@ -17,9 +17,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 MASTER_BYTES = 4
 """Sharded weights, reduced gradients and both AdamW moments stay fp32 in every precision."""
 LOGITS_BYTES = 1 << 29
-"""Of fp32 logits that the loss takes at once: 2,669 tokens at vocabulary 50,272. The rest waits its turn."""
+"""Of fp32 logits alive at once: 2,669 tokens at vocabulary 50,272."""
 LOGITS_COPIES = 3
 """Logarithms of probabilities, their gradient, and that of the logits."""
+
+
+def positions_at_once(vocabulary_size: int, logits_bytes: int = LOGITS_BYTES) -> int:
+    """Of which the loss, and evaluation, have logits alive; the rest waits its turn."""
+    return max(1, logits_bytes // (4 * vocabulary_size))
 
 
 def compute_bytes(precision: Precision) -> int:
@@ -140,7 +145,7 @@ class _Timeline:
         """All activations, and the logits; it runs inside the forward pass, while the root is gathered."""
         last = self._config.layers - 1
         own = -(-self._places // self._spread.tensor)
-        chunk = min(own, max(1, LOGITS_BYTES // (4 * self._config.vocabulary_size)))
+        chunk = min(own, positions_at_once(self._config.vocabulary_size))
         logits = LOGITS_COPIES * 4 * chunk * self._config.vocabulary_size
         parameters = self._root + (sum(self._own) if not self._spread.reshards else self._buffer[last])
         if chunk < own:

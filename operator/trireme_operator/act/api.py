@@ -55,8 +55,6 @@ class Api:
         self._client = api_client
         self._bucket = TokenBucket(qps, burst)
         self.observe: Observer = lambda verb, resource, code, seconds: None
-        self.reached_at = time.monotonic()
-        """When the server last answered anything at all."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None, *, qps: float = 100.0, burst: int = 200) -> Api:
@@ -127,7 +125,6 @@ class Api:
             raise ApiError(0, f"{type(error).__name__}: {error}".strip(": ")) from None
         finally:
             self.observe(verb, resource_of(path), code, time.monotonic() - began)
-        self.reached_at = time.monotonic()
         if code >= 400:
             raise _refused(code, text)
         data: Json = json.loads(text)

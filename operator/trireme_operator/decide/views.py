@@ -40,7 +40,6 @@ class Job:
     """None where `problems` says why."""
     problems: tuple[InvalidSpec, ...]
     status: TrainingJobStatus
-    raw_spec: Mapping[str, Any]
     raw_status: Mapping[str, Any]
 
     @property
@@ -87,7 +86,6 @@ def job_of(obj: Mapping[str, Any], before: Job | None = None) -> Job:
         spec=checked.spec,
         problems=checked.problems,
         status=status,
-        raw_spec=obj.get("spec") or {},
         raw_status=raw_status,
     )
 

@@ -27,7 +27,6 @@ CA_DAYS = 3650
 CA_OVERLAP_DAYS = 365
 CA_LAST_DAYS = 30
 SERVING_DAYS = 30
-RENEW_DAYS = 10
 _SKEW = datetime.timedelta(hours=1)
 """Certificates begin this much in the past: clocks of nodes differ."""
 

@@ -51,10 +51,8 @@ class Batches(ABC):
         self._pin = pin_memory
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._next: tuple[int, Future[list[Batch]]] | None = None
-        self.wait_seconds = 0.0
-        """How long the training thread has stood waiting for data, in all."""
         self.last_wait_seconds = 0.0
-        """… for the newest step."""
+        """How long the training thread stood waiting for the newest step's data."""
 
     @abstractmethod
     def make(self, indices: list[int | None]) -> Batch:
@@ -67,7 +65,6 @@ class Batches(ABC):
             batches = self._take(step)
         finally:
             self.last_wait_seconds = time.perf_counter() - begin
-            self.wait_seconds += self.last_wait_seconds
         self._next = (step + 1, self._pool.submit(self._make, step + 1))
         return batches
 
@@ -101,11 +98,6 @@ class TextBatches(Batches):
     def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
         super().__init__(Share(recipe.sequences_per_step, world, recipe.batch.micro), rank, pin_memory)
         self.mixture = mixture
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Targets that count in the global batch."""
-        return self.share.sequences * self.mixture.sequence_length
 
     def make(self, indices: list[int | None]) -> Batch:
         length = self.mixture.sequence_length

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from trireme_api.families.memory import positions_at_once
 
 from trireme_trainer.families import LanguageModel, Project
 from trireme_trainer.parallel.world import World
 
-CHUNK_BYTES = 1 << 29
-"""Of fp32 logits alive at once, as in training."""
 Told = Callable[[int, int], None]
 """(batches done, batches in all), of this rank."""
 
@@ -94,7 +93,7 @@ def _batch(model: LanguageModel, requests: list[Request], device: torch.device) 
 def token_scores(model: LanguageModel, tokens_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
     """[N, 2], fp32: log-likelihood of each target (of −100: 0), and 1 where it is the most likely token. Only
     `places_N`, counted row by row over B·T, have logits, and no more than one chunk of them is alive."""
-    chunk = max(1, CHUNK_BYTES // (4 * model.config.vocabulary_size))
+    chunk = positions_at_once(model.config.vocabulary_size)
 
     def head(hidden_BTD: Tensor, project: Project) -> Tensor:
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, places_N)

@@ -32,7 +32,6 @@ class Suite:
         options of the command line, not fields of a recipe."""
         data, shots_field = ("--data", "--shots") if command else ("evaluation.sources[{}].path", "evaluation.shots")
         self._spec = spec
-        self._length = length
         self._seed = seed
         opened, encoder = open_sources(spec.sources, data, vocabulary, encoder)
         self._texts = [open_text(one, length, spec.tokens) for one in opened]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trireme_api.families.memory import LOGITS_BYTES
+from trireme_api.families.memory import LOGITS_BYTES, positions_at_once
 
 from trireme_trainer.families import LanguageModel, Project
 
@@ -26,7 +26,7 @@ class ChunkedCrossEntropy:
     def __init__(
         self, vocabulary_size: int, *, compile_backend: str | None = None, chunk_bytes: int = LOGITS_BYTES
     ) -> None:
-        self._chunk = max(1, chunk_bytes // (4 * vocabulary_size))
+        self._chunk = positions_at_once(vocabulary_size, chunk_bytes)
         self._cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy
         if compile_backend is not None:
             self._cross_entropy = torch.compile(summed_cross_entropy, backend=compile_backend)
