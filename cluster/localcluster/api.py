@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import ssl
 import time
@@ -37,16 +38,20 @@ class Api:
     def request(
         self, method: str, path: str, body: Any = None, *, content: str = "application/json", timeout: float = 10.0
     ) -> Any:
-        """One call; returns the decoded JSON, or the text where the answer is not JSON."""
+        """One call; returns the decoded JSON, or the text where the answer is not JSON. Raises OSError where there is
+        no answer, or half of one: an API server that is killed answers nobody to the end."""
         request = urllib.request.Request(self.server + path, method=method)
         request.add_header("Authorization", f"Bearer {self._token}")
         data = None
         if body is not None:
             data = json.dumps(body).encode()
             request.add_header("Content-Type", content)
-        with self._opener.open(request, data=data, timeout=timeout) as answer:
-            text = answer.read().decode()
-            return json.loads(text) if answer.headers.get_content_type() == "application/json" else text
+        try:
+            with self._opener.open(request, data=data, timeout=timeout) as answer:
+                text = answer.read().decode()
+                return json.loads(text) if answer.headers.get_content_type() == "application/json" else text
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{method} {path}: the answer was cut short: {error}") from error
 
     def ready(self) -> bool:
         """True when the API server says it is ready and lets the admin in."""
@@ -82,7 +87,7 @@ def explain(error: urllib.error.HTTPError) -> str:
     """The message of a Kubernetes Status object, else the HTTP reason."""
     try:
         return str(json.loads(error.read())["message"])
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, OSError, http.client.HTTPException):
         return f"HTTP {error.code}"
 
 
