@@ -73,7 +73,7 @@ def test_a_stopped_rank_is_named_by_the_other(corpus: Path, tmp_path: Path, stop
 
 
 def test_a_slow_rank_is_not_killed_and_its_own_time_tells_it_apart(corpus: Path, tmp_path: Path) -> None:
-    gang = Gang(tmp_path, make_recipe(corpus, steps=24), world=2, every=1000, fault="slow", environment=SHORT).run()
+    gang = Gang(tmp_path, make_recipe(corpus, steps=60), world=2, every=1000, fault="slow", environment=SHORT).run()
     own = []
     for rank in (0, 1):
         beat = gang.heartbeat(rank)

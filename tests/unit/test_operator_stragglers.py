@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from operator_cases import Scene, heard
 from trireme_api.protocol import AgentState, RankReport
+from trireme_trainer.telemetry.pace import Pace
 
 
 def told(scene: Scene, *own: float | None, step: float = 1.0) -> Scene:
@@ -57,6 +61,31 @@ def test_of_two_ranks_the_slower_is_named() -> None:
 def test_a_rank_alone_and_ranks_that_tell_nothing_have_nobody_to_be_compared_with() -> None:
     assert told(gang(1), 5.0).status.stragglers == []
     assert told(gang(3), 5.0, None, None).status.stragglers == []
+
+
+def sampled(own: list[float], step: float, seconds: int) -> Scene:
+    """Ranks that work `own` seconds of each step, looked at ten times a second as the trainer does."""
+    chance, paces, scene = random.Random(7), [Pace() for _ in own], gang(len(own))
+    for second in range(seconds):
+        for tenth in range(10):
+            done = int((second + tenth / 10) / step)
+            means = [
+                pace.look(0.1, waits=chance.random() > worked / step, step=done)
+                for pace, worked in zip(paces, own, strict=True)
+            ]
+        told(scene, *means, step=step)
+    return scene
+
+
+@pytest.mark.parametrize("step", [0.05, 1.0])
+def test_ranks_alike_are_never_reported_for_being_sampled(step: float) -> None:
+    assert sampled([step / 3] * 4, step, 900).notes.count("Straggler") == 0
+
+
+@pytest.mark.parametrize("step", [0.05, 1.0])
+def test_a_rank_that_takes_twice_the_time_is_named_within_half_a_minute(step: float) -> None:
+    scene = sampled([step / 3] * 3 + [step * 2 / 3], step, 30)
+    assert [one.rank for one in scene.status.stragglers] == [3]
 
 
 def test_a_restarted_operator_reports_nobody_twice() -> None:

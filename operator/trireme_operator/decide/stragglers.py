@@ -1,9 +1,9 @@
 """Slow ranks: reported with their pod and node, never killed. Pure functions of status and reports.
 
 All ranks take the same time for a step, for they wait for each other; what tells is the time that is a rank's own
-(`ownSeconds`, a moving average the trainer makes). A rank is a straggler when it takes half as long again as the median
-of the others and that costs the gang a tenth of its time; it stays one until it is within a quarter, or costs less than
-a twentieth.
+(`ownSeconds`, a mean over about twenty seconds that the trainer makes). A rank is a straggler when it takes half as
+long again as the median of the others and that costs the gang a tenth of its time; it stays one until it is within a
+quarter, or costs less than a twentieth.
 """
 
 from __future__ import annotations
