@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import yaml
 from trireme_api.job import GROUP, PLURAL, VERSION
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Kube:
                 here = entry["context"].get("namespace")
         except (config.ConfigException, OSError) as error:
             raise KubeProblem(f"no way to a cluster: {_line(error)}; give --kubeconfig or set KUBECONFIG") from None
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):  # the library looks at no shapes
+            file = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+            raise KubeProblem(f"no way to a cluster: {file} is no kubeconfig; give another with --kubeconfig") from None
         settings.retries = 1
         return cls(ApiClient(settings), namespace or here or "default")
 

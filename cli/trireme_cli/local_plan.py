@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
 from trireme_api.families import check_recipe
-from trireme_api.job import CarbonPolicy, field_names, parse_spec
+from trireme_api.job import CarbonPolicy, parse_spec
 from trireme_api.protocol import Env
 from trireme_api.recipe import CheckpointSpec, Recipe
-from trireme_api.schema import InvalidSpec, Spec, problems
+from trireme_api.schema import InvalidSpec, Spec
 
+from trireme_cli import documents
 from trireme_cli.local_data import look, look_at_checkpoint
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -90,24 +89,14 @@ def plan_command(command: list[str], options: Options, inherited: Mapping[str, s
 
 def read_recipe(path: Path) -> tuple[Recipe, CheckpointSpec | None]:
     """A recipe by itself, or the recipe and checkpoint of a TrainingJob. Raises InvalidSpec, OSError."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidSpec(str(path), f"is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise InvalidSpec(str(path), "must hold a recipe: an object with model, data, batch, until …")
-    if data.get("kind") == "TrainingJob":
-        spec = parse_spec(data.get("spec"))
-        if spec.recipe is None:
-            raise InvalidSpec("spec.recipe", "is not given; run your own script with `trireme run -- COMMAND`")
-        return spec.recipe, spec.checkpoint
-    try:
-        return Recipe.model_validate(data), None
-    except ValidationError as error:
-        found = problems(error, known=field_names(Recipe))
-        if len(found) == 1:
-            raise found[0] from None
-        raise InvalidSpec(str(path), "; ".join(str(problem) for problem in found)) from None
+    document = documents.the_one(path)
+    with documents.named(path):
+        if documents.is_recipe(document):
+            return documents.parse_recipe(document), None
+        spec = parse_spec(document.get("spec"))
+    if spec.recipe is None:
+        raise InvalidSpec("spec.recipe", "is not given; run your own script with `trireme run -- COMMAND`")
+    return spec.recipe, spec.checkpoint
 
 
 def lacking(plan: Plan, step: int) -> str:

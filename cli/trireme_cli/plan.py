@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from pydantic.alias_generators import to_camel
 from trireme_api import carbon
 from trireme_api.carbon.policy import CarbonPolicy
 from trireme_api.devices import BOARDS, Board
-from trireme_api.job import KIND
 from trireme_api.layout import gpus as gpus_of
 from trireme_api.layout import procs_per_node
 from trireme_api.planning import Plan, Setting, make
@@ -22,8 +20,8 @@ from trireme_api.recipe import Recipe
 from trireme_api.schema import InvalidSpec
 from trireme_api.validation import check_job
 
+from trireme_cli import documents
 from trireme_cli.local_data import look
-from trireme_cli.local_plan import read_recipe
 from trireme_cli.plan_text import lines
 
 CPU = "cpu"
@@ -83,19 +81,13 @@ def plan(
 
 def _read(file: Path) -> Asked:
     """The file's TrainingJob, or its recipe; what else stands beside a job is passed over. Raises InvalidSpec."""
-    try:
-        documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidSpec(str(file), f"is not YAML: {' '.join(str(error).split())}") from None
-    jobs = [one for one in documents if isinstance(one, dict) and (one.get("kind") == KIND or "spec" in one)]
-    jobs = [one for one in jobs if one.get("kind", KIND) == KIND]
-    if len(jobs) > 1:
-        raise InvalidSpec(str(file), f"holds {len(jobs)} TrainingJobs; a plan is made of one")
-    if not jobs:
-        recipe, _ = read_recipe(file)
+    document = documents.the_one(file)
+    if documents.is_recipe(document):
+        with documents.named(file):
+            recipe = documents.parse_recipe(document)
         look(recipe)
         return Asked(recipe)
-    checked = check_job(jobs[0])
+    checked = check_job(document)
     if checked.spec is None:
         raise InvalidSpec(str(file), "; ".join(map(str, checked.problems)))
     spec = checked.spec

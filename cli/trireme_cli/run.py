@@ -66,7 +66,7 @@ class Claim(click.ParamType[tuple[str, Path]]):
 
 
 @click.command(cls=RunCommand)
-@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--nproc", type=click.IntRange(1, 256), help="Ranks to start. Left out: one per GPU, or 1.")
 @click.option("--checkpoint", metavar="DIR", help="Where checkpoints go (a path or URL). Left out: below --dir.")
 @click.option("--every", type=click.IntRange(1), metavar="N", help="A checkpoint every N steps.")

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
-from pydantic import ValidationError
-from trireme_api.job import KIND, field_names
+from trireme_api.job import KIND, InvalidSpecs
 from trireme_api.protocol import ExitCode
-from trireme_api.recipe import Recipe
-from trireme_api.schema import InvalidSpec, problems
+from trireme_api.schema import InvalidSpec
 from trireme_api.validation import check_job, check_recipe
 
+from trireme_cli.documents import is_job, is_recipe, parse_recipe, read
 from trireme_cli.local_data import lines, look
 
 
@@ -35,7 +33,7 @@ class Verdict:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict on each document as JSON.")
 def validate(files: tuple[str, ...], as_json: bool) -> int:
     """Check TrainingJobs and recipes in YAML FILES (- is standard input) with the rules the operator uses.
@@ -69,32 +67,28 @@ def validate(files: tuple[str, ...], as_json: bool) -> int:
 
 def judge(file: str) -> Iterator[Verdict]:
     """The verdicts on all documents of a file that are ours. Raises OSError."""
-    with click.open_file(file, encoding="utf-8") as stream:
-        try:
-            documents = list(yaml.safe_load_all(stream.read()))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            text = " ".join(str(error).split())
-            yield Verdict(file, 1, "", "", (InvalidSpec("YAML", text),))
-            return
+    try:
+        documents = read(file)
+    except InvalidSpec as error:
+        yield Verdict(file, 1, "", "", (error,))
+        return
     for number, document in enumerate(documents, start=1):
-        if document is None:
-            continue
-        if not isinstance(document, dict):
-            found = InvalidSpec("document", f"expected an object with fields, got {type(document).__name__}")
-            yield Verdict(file, number, "", "", (found,))
-        elif document.get("kind") == KIND or (document.get("kind") is None and "spec" in document):
+        if is_job(document):
             metadata = document.get("metadata")
             name = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
             yield Verdict(file, number, KIND, name, check_job(document).problems)
-        elif document.get("kind") is None:
+        elif is_recipe(document):
             yield _of_recipe(document, Verdict(file, number, "recipe", Path(file).stem, ()))
+        elif document is not None and not isinstance(document, dict):
+            found = InvalidSpec("document", f"expected an object with fields, got {type(document).__name__}")
+            yield Verdict(file, number, "", "", (found,))
 
 
 def _of_recipe(document: dict[str, Any], verdict: Verdict) -> Verdict:
     try:
-        recipe = Recipe.model_validate(document)
-    except ValidationError as error:
-        return replace(verdict, problems=tuple(problems(error, known=field_names(Recipe))))
+        recipe = parse_recipe(document)
+    except InvalidSpecs as error:
+        return replace(verdict, problems=tuple(error.found))
     found = tuple(check_recipe(recipe))
     if found:
         return replace(verdict, problems=found)
