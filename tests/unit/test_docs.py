@@ -14,10 +14,15 @@ from trireme_api.recipe import Recipe
 from trireme_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("README.md")),
+]  # fmt: skip
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)[^)]*\)")
 INLINE = re.compile(r"`((?:trireme|make) [^`\n]+)`")
+FOLDERS = "api|benchmarks|cli|cluster|dashboards|demo|docs|images|manifests|operator|tests|trainer"
+PATH = re.compile(rf"(?<![\w/.~<>-])(?:{FOLDERS})/[\w./*-]*[\w*]")
 
 
 def _commands(page: Path) -> list[str]:
@@ -31,14 +36,14 @@ def _commands(page: Path) -> list[str]:
     return [command.removeprefix("$ ") for command in [*found, *INLINE.findall(FENCE.sub("", text))] if command]
 
 
-COMMANDS = sorted({(page.name, command) for page in PAGES for command in _commands(page)})
+COMMANDS = sorted({(str(page.relative_to(ROOT)), command) for page in PAGES for command in _commands(page)})
 
 
 def _make_targets() -> set[str]:
     return set(re.findall(r"^([a-zA-Z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not missing
@@ -68,7 +73,7 @@ def test_trireme_commands_and_options_exist(page: str, command: str) -> None:
     assert options <= known, f"{page}: {command}: unknown {sorted(options - known)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_manifests_in_the_text_are_valid(page: Path) -> None:
     for language, body in FENCE.findall(page.read_text()):
         if language != "yaml":
@@ -80,12 +85,27 @@ def test_manifests_in_the_text_are_valid(page: Path) -> None:
             Recipe.model_validate(document)
 
 
-def test_paths_in_commands_exist() -> None:
-    paths = {
-        (page, word)
-        for page, command in COMMANDS
-        for word in command.split()
-        if re.match(r"(manifests|benchmarks|cluster|images|demo|docs)/", word)
-    }
-    missing = [f"{page}: {word}" for page, word in sorted(paths) if not (ROOT / word).exists()]
+def named_paths(text: str) -> set[str]:
+    """What reads like a path of the repository, in prose or in commands; NAME stands for any."""
+    return {path.replace("NAME", "*") for path in PATH.findall(text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page: Path) -> None:
+    paths = named_paths(page.read_text())
+    missing = [path for path in sorted(paths) if not any(any(at.glob(path)) for at in (ROOT, page.parent))]
     assert not missing
+
+
+def test_paths_are_found_where_they_are_named() -> None:
+    text = "`tests/unit/no.py` and [x](docs/y.md), cli/NAME.py; not https://a.b/docs/z, /tmp/demo/a or my-tests/b"
+    assert named_paths(text) == {"tests/unit/no.py", "docs/y.md", "cli/*.py"}
+
+
+@pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if re.match(r"python3? [\w/]+\.py ", c[1])])
+def test_scripts_have_the_options(page: str, command: str) -> None:
+    """Also those that only the modules beside a script know."""
+    script, *words = shlex.split(command)[1:]
+    code = "".join(path.read_text() for path in (ROOT / script).parent.rglob("*.py"))
+    options = [word for word in words if word.startswith("--")]
+    assert [option for option in options if f'"{option}"' not in code] == [], f"{page}: {command}"
