@@ -76,16 +76,21 @@ def _look(recipe: Recipe, claims: Mapping[str, Path], here: bool) -> list[dict[s
 
 
 def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> None:
-    """Raises InvalidSpec where the newest checkpoint under `uri`, if there is one on this machine that can be read, is
-    of another model or was imported with another tokenizer; whether the rest of it fits, the trainer says."""
+    """Raises InvalidSpec where nothing here can write to `uri`, or where the newest checkpoint under it, if there is
+    one on this machine that can be read, is of another model or was imported with another tokenizer; whether the rest
+    of it fits, the trainer says."""
     try:
         from trireme_trainer.checkpoint import CheckpointError, CheckpointStore
         from trireme_trainer.checkpoint.same_run import MAY_CHANGE, check_model, check_tokenizer
         from trireme_trainer.lifecycle.outcome import TrainingEnd
-        from trireme_trainer.storage import StorageError, is_local
+        from trireme_trainer.storage import StorageError, check_driver, is_local
     except ImportError:
         return
     if not is_local(uri):
+        try:
+            check_driver(uri)
+        except StorageError as error:
+            raise InvalidSpec("checkpoint.uri", str(error)) from None
         return
     grows = {"splits"} if recipe.anytime is not None else set[str]()
     try:
@@ -124,14 +129,15 @@ def _manifests(sources: Sequence[DataSource], claims: Mapping[str, Path], here: 
     """By source; None where it is not on this machine."""
     from trireme_trainer.data.errors import DataError
     from trireme_trainer.data.manifest import read_manifest
-    from trireme_trainer.storage import StorageError, is_local, resolve_path
+    from trireme_trainer.storage import StorageError, check_driver, is_local, resolve_path
 
     found: list[Manifest | None] = []
     for i, source in enumerate(sources):
         try:
+            check_driver(source.path)
             found.append(read_manifest(resolve_path(_here(source.path, claims))))
         except (DataError, StorageError) as error:
-            if here and is_local(source.path):
+            if here and (is_local(source.path) or isinstance(error, StorageError)):
                 raise InvalidSpec(f"data.sources[{i}].path", str(error)) from None
             found.append(None)
     return found

@@ -21,6 +21,7 @@ from trireme_api.schema import InvalidSpec
 from trireme_api.validation import check_job
 
 from trireme_cli import documents
+from trireme_cli.finite import FiniteRange
 from trireme_cli.local_data import look
 from trireme_cli.plan_text import lines
 
@@ -44,8 +45,8 @@ class Asked:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, exists=True))
 @click.option("--gpu", type=click.Choice([*BOARDS, CPU]), help="The device; left out: h100, or cpu for a job without.")
 @click.option("--gpus", type=click.IntRange(1, 1_000_000), help="How many in all; left out: as the job says, or 8.")
-@click.option("--tflops", type=click.FloatRange(0, min_open=True), help="Measured model TFLOPS of one device.")
-@click.option("--storage", type=click.FloatRange(0, min_open=True), default=STORAGE / 1e9, show_default=True,
+@click.option("--tflops", type=FiniteRange(0, min_open=True), help="Measured model TFLOPS of one device.")
+@click.option("--storage", type=FiniteRange(0, min_open=True), default=STORAGE / 1e9, show_default=True,
               help="GB/s of storage for each node.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(

@@ -21,6 +21,7 @@ from trireme_agent.nvml import gpu_devices
 from trireme_api.protocol import Env, ExitCode
 
 from trireme_cli import sessions
+from trireme_cli.finite import FiniteRange
 from trireme_cli.local_coordinator import LocalCoordinator
 from trireme_cli.local_display import Display, show_summary
 from trireme_cli.local_plan import Options, Plan, lacking, next_attempt, note_attempt, plan_command, plan_recipe
@@ -75,7 +76,7 @@ class Claim(click.ParamType[tuple[str, Path]]):
 @click.option("--data-root", type=click.Path(path_type=Path), metavar="DIR", help="Relative data paths start here.")
 @click.option("--pvc", "claims", type=Claim(), multiple=True, help="Where pvc://CLAIM/… is here. Repeatable.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Logs and state. Left out: trireme-run/NAME.")
-@click.option("--grace", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds ranks get to save.")
+@click.option("--grace", type=FiniteRange(1), default=120.0, show_default=True, help="Seconds ranks get to save.")
 @click.option("--warm", is_flag=True, help="Keep a second process per rank imported, for faster restarts.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not show the ranks' own output; it is in the logs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; all else goes to stderr.")

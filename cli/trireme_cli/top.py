@@ -14,6 +14,7 @@ from rich.text import Text
 from trireme_operator.decide.clock import duration
 
 from trireme_cli.explanation import JobView
+from trireme_cli.finite import FiniteRange
 from trireme_cli.kube import Connect, Kube, KubeProblem, connected
 
 LEAST_SECONDS = 1.0
@@ -27,7 +28,7 @@ _STYLE = {
 
 @click.command("top")
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Jobs of all namespaces.")
-@click.option("--interval", type=click.FloatRange(LEAST_SECONDS), default=2.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=FiniteRange(LEAST_SECONDS), default=2.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print the table once. So it is where the output is no terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print the jobs once, as JSON.")
 @connected

@@ -56,5 +56,5 @@ def test_filesystem_of_a_claim_a_url_and_an_unknown_scheme(mounts: Path) -> None
     assert path == str(mounts / "corpus" / "en")
     assert filesystem.exists(str(mounts / "corpus"))
     assert open_filesystem("memory://x/y")[0].protocol == "memory"
-    with pytest.raises(StorageError, match="nosuch://a/b"):
+    with pytest.raises(StorageError, match=r"nosuch://a/b: no scheme is called 'nosuch'; write e\.g\. pvc://"):
         open_filesystem("nosuch://a/b")

@@ -129,8 +129,8 @@ def test_a_training_job_serves_as_a_recipe_and_claims_are_mapped(tmp_path: Path)
     root = Path(plan.environment[Env.PVC_ROOT])
     assert (root / "corpus").resolve() == (tmp_path / "corpus").resolve()
     assert json.loads(plan.environment[Env.CHECKPOINT])["everySteps"] == 7
-    plan = plan_recipe(path, Options(nproc=1, claims=claims, checkpoint="s3://bucket/a"), {})
-    assert json.loads(plan.environment[Env.CHECKPOINT])["uri"] == "s3://bucket/a"
+    plan = plan_recipe(path, Options(nproc=1, claims=claims, checkpoint="memory://a"), {})
+    assert json.loads(plan.environment[Env.CHECKPOINT])["uri"] == "memory://a"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from data_corpus import numbered, write_corpus
 from trireme_cli import documents
 from trireme_cli.main import main
 
@@ -54,6 +55,39 @@ def test_a_file_that_is_none(command: str, file: str, tmp_path: Path, capsys: py
         main([command, str(tmp_path / file)])
     assert ended.value.code == 64
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("option", "field"), [("--checkpoint", "checkpoint.uri"), ("data", "data.sources[0].path")])
+def test_a_url_that_nothing_here_reads(
+    option: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "x", numbered([1000]), vocabulary=1000)
+    recipe = f"{RECIPE}until: {{steps: 1}}\n".replace("path: x", "path: nosuch://x" if option == "data" else "path: x")
+    Path("it.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "it.yaml", *([option, "nosuch://x"] if option != "data" else [])])
+    assert ended.value.code == 64
+    assert f"error: {field}: nosuch://x: no scheme is called 'nosuch'" in capsys.readouterr().err
+    assert not Path("trireme-run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["plan it.yaml --tflops", "plan it.yaml --storage", "run it.yaml --grace", "top --interval", "report x --pue"],
+)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_none(
+    words: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("it.yaml").write_text(RECIPE)
+    with pytest.raises(SystemExit) as ended:
+        main([*words.split(), value])
+    said = capsys.readouterr().err
+    assert ended.value.code == 64
+    assert words.split()[-1] in said
+    assert f"{value} is not a finite number" in said
 
 
 def test_of_many_documents_the_job_is_taken_and_two_are_too_many(tmp_path: Path) -> None:

@@ -42,15 +42,28 @@ def is_local(uri: str) -> bool:
     return match is None or match.group(1).lower() in ("pvc", "file", "local")
 
 
+def check_driver(uri: str) -> None:
+    """Raises StorageError where nothing installed here reads the URL's scheme; nobody else is asked."""
+    import fsspec
+
+    scheme = uri.partition("://")[0]
+    if is_local(uri):
+        return
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise StorageError(f"{uri}: the filesystem driver of this URL is not installed ({error})") from None
+    except ValueError:
+        raise StorageError(f"{uri}: no scheme is called {scheme!r}; write e.g. pvc://, s3:// or gs://") from None
+
+
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """(fsspec filesystem, path in it) for any URI. Raises StorageError when the driver for the scheme is missing."""
     import fsspec
 
-    resolved = resolve_path(uri)
+    check_driver(uri)
     try:
-        filesystem, path = fsspec.core.url_to_fs(resolved)
-    except ImportError as error:
-        raise StorageError(f"{uri}: the filesystem driver of this URL is not installed ({error})") from None
+        filesystem, path = fsspec.core.url_to_fs(resolve_path(uri))
     except ValueError as error:
         raise StorageError(f"{uri}: {error}") from None
     return filesystem, path

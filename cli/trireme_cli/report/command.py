@@ -12,6 +12,7 @@ from trireme_api import carbon
 from trireme_api.schema import InvalidSpec
 
 from trireme_cli import notes
+from trireme_cli.finite import FiniteRange
 from trireme_cli.kube import Connect, Kube, connected
 from trireme_cli.report import sources
 from trireme_cli.report.local import of_directory
@@ -25,8 +26,8 @@ from trireme_cli.report.story import Story, of_job
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Left out: NAME-report.html.")
 @click.option("--steps", metavar="DIR", help="Checkpoint directory or URL with the step log, if the pods cannot tell.")
 @click.option("--zone", help="With --local: zone of the grid, e.g. SE, for carbon.")
-@click.option("--grams-per-kwh", type=click.FloatRange(0), help="With --local: overrides the zone's table.")
-@click.option("--pue", type=click.FloatRange(1), default=carbon.PUE, show_default=True, help="With --local.")
+@click.option("--grams-per-kwh", type=FiniteRange(0), help="With --local: overrides the zone's table.")
+@click.option("--pue", type=FiniteRange(1), default=carbon.PUE, show_default=True, help="With --local.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the page would tell as JSON; write no page.")
 @connected
 def command(
