@@ -7,15 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
-from trireme_api.protocol import ExitCode
 from trireme_api.quantity import size
+
+from trireme_cli.refusals import CheckpointProblem
 
 if TYPE_CHECKING:
     from trireme_trainer.checkpoint import Candidate, CheckpointStore
-
-
-class _CheckpointProblem(click.ClickException):
-    exit_code = int(ExitCode.CHECKPOINT_IO)
 
 
 @click.group()
@@ -38,7 +35,7 @@ def list_(uri: str, as_json: bool) -> None:
         found = [_row(store, candidate) for candidate in store.candidates()]
         others = {"unfinished": store.files.leftovers(), "setAside": store.files.bad()}
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     if as_json:
         click.echo(json.dumps({"root": store.files.path(""), "checkpoints": found, **others}, indent=1))
         return
@@ -70,15 +67,15 @@ def verify(uri: str, step: int | None, as_json: bool) -> None:
         wanted = [c for c in store.candidates() if step is None or c.step == step]
         if not wanted:
             which = "no committed checkpoint" if step is None else f"no committed checkpoint of step {step}"
-            raise _CheckpointProblem(f"{store.files.path('')}: {which}; see: trireme checkpoints list {uri}")
+            raise CheckpointProblem(f"{store.files.path('')}: {which}; see: trireme checkpoints list {uri}")
         results = [_verified(store, candidate, quiet=as_json) for candidate in wanted]
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     if as_json:
         click.echo(json.dumps({"root": store.files.path(""), "checkpoints": results}, indent=1))
     bad = [result for result in results if not result["good"]]
     if bad:
-        raise _CheckpointProblem(f"{len(bad)} of {len(results)} checkpoints not usable: {bad[0]['problems'][0]}")
+        raise CheckpointProblem(f"{len(bad)} of {len(results)} checkpoints not usable: {bad[0]['problems'][0]}")
 
 
 def _store(uri: str) -> CheckpointStore:
@@ -86,7 +83,7 @@ def _store(uri: str) -> CheckpointStore:
 
     store = CheckpointStore(uri)
     if not store.exists():
-        raise _CheckpointProblem(f"{store.files.path('')}: no checkpoint directory here")
+        raise CheckpointProblem(f"{store.files.path('')}: no checkpoint directory here")
     return store
 
 

@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 from trireme_api.families import specify
-from trireme_api.protocol import ExitCode
+
+from trireme_cli.refusals import BadData, CheckpointProblem
 
 if TYPE_CHECKING:
     from trireme_trainer.checkpoint.exchange import Exchange
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-class _Refused(click.ClickException):
-    exit_code = int(ExitCode.BAD_DATA)
-
-
-class _CheckpointProblem(click.ClickException):
-    exit_code = int(ExitCode.CHECKPOINT_IO)
 
 
 @click.command()
@@ -83,9 +76,9 @@ def convert(
         else:
             done = exchange.from_hugging_face(Path(source), target, pad_vocabulary or 8)
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     except (ConversionError, StorageError) as error:
-        raise _Refused(str(error)) from None
+        raise BadData(str(error)) from None
     _print(done, to, target, as_json)
 
 

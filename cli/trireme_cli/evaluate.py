@@ -10,17 +10,10 @@ from typing import Any
 import click
 from trireme_api import evaluation, fewshot
 from trireme_api.evaluation import EvaluationSpec, HeldOutSource
-from trireme_api.protocol import ExitCode
+
+from trireme_cli.refusals import BadData, CheckpointProblem
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-
-
-class _Refused(click.ClickException):
-    exit_code = int(ExitCode.BAD_DATA)
-
-
-class _CheckpointProblem(click.ClickException):
-    exit_code = int(ExitCode.CHECKPOINT_IO)
 
 
 class _Source(click.ParamType[HeldOutSource]):
@@ -117,9 +110,9 @@ def evaluate(
                 found = {"heldOut": masked.run(loaded.model, alone, progress), "tasks": []}
                 about = {"masking": loaded.masking.model_dump(by_alias=True)}
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     except (ConversionError, DataError, StorageError) as error:
-        raise _Refused(str(error)) from None
+        raise BadData(str(error)) from None
     seconds = time.monotonic() - begin
     if as_json:
         about = {"model": model, "family": loaded.config.family, "step": loaded.step, "seed": seed, **about}
@@ -159,9 +152,9 @@ def _few_shot(model: str, step: int | None, as_json: bool, shots: list[int], dra
     try:
         loaded = trained.load(model, step, settings, device=device)
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     except (ConversionError, DataError, StorageError) as error:
-        raise _Refused(str(error)) from None
+        raise BadData(str(error)) from None
     found = loaded.objective.evaluate(loaded.model, lambda: None)
     seconds = time.monotonic() - begin
     if as_json:

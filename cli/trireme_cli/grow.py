@@ -6,15 +6,8 @@ import json
 
 import click
 from trireme_api.families import specify
-from trireme_api.protocol import ExitCode
 
-
-class _Refused(click.ClickException):
-    exit_code = int(ExitCode.BAD_DATA)
-
-
-class _CheckpointProblem(click.ClickException):
-    exit_code = int(ExitCode.CHECKPOINT_IO)
+from trireme_cli.refusals import BadData, CheckpointProblem
 
 
 @click.command()
@@ -50,9 +43,9 @@ def grow(
     try:
         done = grow_checkpoint(source, target, data, step=step, blocks=blocks, length=length or 0, seed=seed)
     except CheckpointError as error:
-        raise _CheckpointProblem(str(error)) from None
+        raise CheckpointProblem(str(error)) from None
     except (GrowthError, DataError, ConversionError, StorageError) as error:
-        raise _Refused(str(error)) from None
+        raise BadData(str(error)) from None
     spec = specify(done.config).model_dump(by_alias=True)
     parameters = done.config.parameters().total
     if as_json:

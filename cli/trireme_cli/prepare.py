@@ -10,16 +10,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from trireme_api.protocol import ExitCode
+
+from trireme_cli.refusals import BadData
 
 if TYPE_CHECKING:
     from trireme_trainer.data.manifest import Manifest
 
 _PLAIN_PROGRESS_SECONDS = 10.0
-
-
-class _DataProblem(click.ClickException):
-    exit_code = int(ExitCode.BAD_DATA)
 
 
 @click.command()
@@ -82,7 +79,7 @@ def prepare(
             raise click.UsageError("--output DIR is required")
         _prepare(list(inputs), output, overwrite, as_json, separator=separator, **options)
     except (DataError, StorageError) as error:
-        raise _DataProblem(str(error)) from None
+        raise BadData(str(error)) from None
 
 
 def _prepare(inputs: list[str], output: str, overwrite: bool, as_json: bool, **options: Any) -> None:
@@ -136,7 +133,7 @@ def _verify(path: str, as_json: bool) -> None:
     from trireme_trainer.storage import is_local, resolve_path
 
     if not is_local(path):
-        raise _DataProblem(f"--verify {path}: give a local directory or pvc://claim/dir")
+        raise BadData(f"--verify {path}: give a local directory or pvc://claim/dir")
     directory = resolve_path(path)
     manifest = read_manifest(directory)
     total = len(manifest.files())
@@ -158,7 +155,7 @@ def _verify(path: str, as_json: bool) -> None:
         if not as_json:
             for problem in problems:
                 click.echo(problem)
-        raise _DataProblem(f"{directory}: {len(problems)} of {total} files are not as written; prepare it again")
+        raise BadData(f"{directory}: {len(problems)} of {total} files are not as written; prepare it again")
 
 
 @contextmanager

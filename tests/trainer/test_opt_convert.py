@@ -224,7 +224,7 @@ class TestDirectory:
             directory.load(tmp_path)
 
     def test_no_weights_no_configuration_no_json(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(ConversionError, match=r"no config\.json here"):
             directory.load(tmp_path)
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(ConversionError, match="not JSON"):

@@ -288,6 +288,7 @@ def test_a_given_tokenizer_is_used_and_kept_as_it_is(texts: Path, tmp_path: Path
         (Options(vocabulary=100), "--vocabulary 100: must be at least 261"),
         (Options(valid_fraction=1.0), "--valid-fraction 1.0: must be at least 0 and less than 1"),
         (Options(shard_tokens=0), "--shard-tokens 0: must be at least 1"),
+        (Options(tokenizer_bytes=0), "--tokenizer-bytes 0: must be at least 1"),
         (Options(separator=""), "--document-separator: may not be empty"),
     ],
 )

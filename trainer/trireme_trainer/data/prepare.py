@@ -75,8 +75,9 @@ class Options:
             raise DataError(f"--language {self.language!r}: must be a tag such as sw, pt-BR or zh_Hans")
         if not 0 <= self.valid_fraction < 1:
             raise DataError(f"--valid-fraction {self.valid_fraction}: must be at least 0 and less than 1")
-        if self.shard_tokens < 1:
-            raise DataError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
+        for option, number in (("--shard-tokens", self.shard_tokens), ("--tokenizer-bytes", self.tokenizer_bytes)):
+            if number < 1:
+                raise DataError(f"{option} {number}: must be at least 1")
         least = MIN_VOCABULARY
         if self.tokenizer is None and self.vocabulary < least:
             raise DataError(f"--vocabulary {self.vocabulary}: must be at least {least} (256 bytes, 5 special tokens)")

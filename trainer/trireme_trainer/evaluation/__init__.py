@@ -1,4 +1,4 @@
-"""What a causal language model is worth: perplexity of held-out text, and tasks answered by log-likelihood."""
+"""What a language model is worth: perplexity of held-out text, and tasks answered by log-likelihood."""
 
 from trireme_trainer.evaluation.errors import EvaluationError
 

@@ -28,6 +28,8 @@ def load(directory: Path, pad_vocabulary_to: int = 8) -> tuple[ModelConfig, dict
 
     Raises ConversionError for a directory that is not a whole model, OSError where it cannot be read.
     """
+    if not (directory / "config.json").is_file():
+        raise ConversionError(f"{directory}: no config.json here; name a local Transformers model directory")
     config = config_from_hugging_face(_read_json(directory / "config.json"), pad_vocabulary_to)
     state: dict[str, Tensor] = {}
     for file in _weight_files(directory):
