@@ -169,7 +169,7 @@ _OPERATOR = (
     _operator("reconcile_total", COUNTER, "looks", "Looks at a job by result.", "result"),
     _operator("reconcile_seconds", HISTOGRAM, "s", "One look at a job, writes included.", buckets=_FAST),
     _operator("queue_depth", GAUGE, "jobs", "Jobs marked to be looked at."),
-    _operator("queue_oldest_seconds", GAUGE, "s", "How late the latest of them is."),
+    _operator("queue_oldest_seconds", GAUGE, "s", "How late the latest of them is; figures may wait."),
     _operator("loop_late_seconds", GAUGE, "s", "How late the event loop is; from 2 on it turns agents away."),
     _operator("api_requests_total", COUNTER, "requests", "Requests to the Kubernetes API.", "verb", "resource", "code"),
     _operator("api_request_seconds", HISTOGRAM, "s", "Time of such a request.", "verb", buckets=_FAST),

@@ -62,6 +62,7 @@ async def starve(
     cpu: Callable[[int], float],
 ) -> dict[str, Any]:  # fmt: skip
     operator.kill()
+    await asyncio.sleep(2.0)  # in which the last answers come in
     began = time.monotonic()
     operator.start(ready=False)
     assert operator.process is not None

@@ -52,7 +52,8 @@ class Operator:
     ) -> None:
         """`lease`: reaches the API server from within `aside`, whatever the others wait for."""
         self.options, self.api, self.reviews, self.aside = options, api, reviews, aside
-        self.store, self.queue, self.metrics = Store(), Queue(), Metrics()
+        self.store, self.metrics = Store(), Metrics()
+        self.queue = Queue(patient_at_once=max(1, options.workers // 4))
         self.tracing: Tracing = tracing or Off()
         self.desk = Desk(self.store)
         self.load = Load()

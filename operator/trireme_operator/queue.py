@@ -43,21 +43,25 @@ class Mark(NamedTuple):
     """Not looked at before."""
     rank: float
     """Of those that are due, the lowest is looked at first: when due, and what can wait longer than that later."""
+    urgent: float
+    """From when on it is not patient; infinity where all that marked it was."""
 
 
 class Queue:
     """Of the keys that are due, who waits longest beyond what it can bear goes first. A key that is being worked on is
-    handed out again only after `done`."""
+    handed out again only after `done`. Of patient ones only a few are worked on at once: were all workers busy with
+    them, each would wait for the others at the API server, and so would what cannot wait."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, patient_at_once: int = 4) -> None:
+        self._clock, self._patient_at_once = clock, patient_at_once
         self._marks: dict[Key, Mark] = {}
         self._later: list[tuple[float, int, Key]] = []
-        """By when they fall due; of several entries of a key the one of its mark counts. So in `_ready`."""
-        self._ready: list[tuple[float, int, Key]] = []
-        """By rank."""
+        """By when they fall due or become urgent; of a key's entries those of its mark count. So in `_ready`."""
+        self._ready: dict[bool, list[tuple[float, int, Key]]] = {False: [], True: []}
+        """By rank; the patient ones apart."""
         self._count = itertools.count()
-        self._busy: set[Key] = set()
+        self._busy: dict[Key, bool] = {}
+        """Whether the mark it was handed out for was a patient one."""
         self._again: dict[Key, Mark] = {}
         """Marked while being worked on."""
         self._failures: dict[Key, int] = {}
@@ -71,8 +75,9 @@ class Queue:
         time, after those that fall due up to `patience` seconds later."""
         due = self._clock() + max(0.0, after)
         marks = self._again if key in self._busy else self._marks
-        known = marks.get(key, Mark(math.inf, math.inf))
-        mark = Mark(min(known.due, due), min(known.rank, due + patience))
+        known = marks.get(key, Mark(math.inf, math.inf, math.inf))
+        urgent = math.inf if patience else due
+        mark = Mark(min(known.due, due), min(known.rank, due + patience), min(known.urgent, urgent))
         if mark == known:
             return
         marks[key] = mark
@@ -80,7 +85,8 @@ class Queue:
             self._push(key, mark)
 
     def _push(self, key: Key, mark: Mark) -> None:
-        heapq.heappush(self._later, (mark.due, next(self._count), key))
+        for when in {mark.due, mark.urgent} - {math.inf}:
+            heapq.heappush(self._later, (when, next(self._count), key))
         self._wake.set()
 
     def retry(self, key: Key) -> float:
@@ -112,27 +118,39 @@ class Queue:
         """The next job if one is due now."""
         now = self._clock()
         while self._later and self._later[0][0] <= now:
-            due, number, key = heapq.heappop(self._later)
+            when, number, key = heapq.heappop(self._later)
             mark = self._marks.get(key)
-            if mark is not None and mark.due == due:
-                heapq.heappush(self._ready, (mark.rank, number, key))
-        while self._ready:
-            rank, _, key = heapq.heappop(self._ready)
+            if mark is not None and when in (mark.due, mark.urgent):
+                heapq.heappush(self._ready[mark.urgent > now], (mark.rank, number, key))
+        open_to = [False, True] if sum(self._busy.values()) < self._patient_at_once else [False]
+        firsts = [(first, patient) for patient in open_to if (first := self._first(patient, now)) is not None]
+        if not firsts:
+            return None
+        (_, _, key), patient = min(firsts)
+        heapq.heappop(self._ready[patient])
+        del self._marks[key]
+        self._busy[key] = patient
+        return key
+
+    def _first(self, patient: bool, now: float) -> tuple[float, int, Key] | None:
+        """The lowest entry that counts; drops those superseded by another mark."""
+        ready = self._ready[patient]
+        while ready:
+            rank, _, key = ready[0]
             mark = self._marks.get(key)
-            if mark is None or mark.rank != rank or mark.due > now:
-                continue  # superseded by another mark
-            del self._marks[key]
-            self._busy.add(key)
-            return key
+            if mark is not None and mark.due <= now and (mark.rank, mark.urgent > now) == (rank, patient):
+                return ready[0]
+            heapq.heappop(ready)
         return None
 
     def done(self, key: Key) -> None:
-        self._busy.discard(key)
+        if self._busy.pop(key, False):
+            self._wake.set()
         mark = self._again.pop(key, None)
         if mark is not None:
             self._marks[key] = mark
             self._push(key, mark)
 
     def oldest_seconds(self) -> float:
-        """How long the longest-due job has waited beyond its time; 0 when none is late."""
-        return max(0.0, self._clock() - min(mark.due for mark in self._marks.values())) if self._marks else 0.0
+        """How long the longest-due job that is not patient has waited beyond its time; 0 when none is late."""
+        return max(0.0, self._clock() - min((mark.urgent for mark in self._marks.values()), default=math.inf))

@@ -242,6 +242,52 @@ def test_news_of_a_job_whose_figures_wait_goes_first() -> None:
     assert len(queue) == 0
 
 
+def test_of_what_can_wait_only_a_few_are_worked_on_at_once() -> None:
+    clock = Clock()
+    queue = Queue(clock, patient_at_once=2)
+    figures = [("ns", f"figures-{number}") for number in range(4)]
+    for key in figures:
+        queue.add(key, patience=10.0)
+    clock.now = 100.0
+    assert [queue.pop(), queue.pop(), queue.pop()] == [*figures[:2], None]
+    assert queue.oldest_seconds() == 0, "figures may wait: that is no sign of an operator that is stuck"
+    queue.add(KEY)
+    queue.add(figures[3])  # has become news
+    assert [queue.pop(), queue.pop(), queue.pop()] == [figures[3], KEY, None]
+    queue.done(figures[3])
+    assert queue.pop() is None
+    queue.done(figures[0])
+    assert [queue.pop(), queue.pop()] == [figures[2], None]
+
+
+def test_what_can_wait_becomes_urgent_when_another_mark_falls_due() -> None:
+    clock = Clock()
+    queue = Queue(clock, patient_at_once=1)
+    queue.add(OTHER, patience=10.0)
+    assert queue.pop() == OTHER
+    queue.add(KEY, 14.0)
+    queue.add(KEY, 5.0, patience=10.0)
+    clock.now = 13.0
+    assert queue.pop() is None, "it is due, but patient still"
+    assert queue.oldest_seconds() == 0
+    clock.now = 16.0
+    assert queue.oldest_seconds() == 2
+    assert queue.pop() == KEY
+    assert queue.pop() is None
+
+
+async def test_a_worker_that_waits_for_a_patient_one_to_end_is_woken() -> None:
+    queue = Queue(patient_at_once=1)
+    queue.add(KEY, patience=10.0)
+    queue.add(OTHER, patience=10.0)
+    assert await queue.get() == KEY
+    waiter = asyncio.ensure_future(queue.get())
+    await asyncio.sleep(0.01)
+    assert not waiter.done()
+    queue.done(KEY)
+    assert await asyncio.wait_for(waiter, 1.0) == OTHER
+
+
 def test_an_entry_that_was_superseded_hands_nothing_out_early() -> None:
     clock = Clock()
     queue = Queue(clock)
