@@ -28,6 +28,17 @@ def tasks_of(path: str) -> str | None:
     return name
 
 
+def most_answers(tasks: str, sequence_length: int) -> int:
+    """Answer tokens of the longest row of a family: a label; as many symbols as the prompt has; from one corner of the
+    grid to the other, and the end."""
+    match tasks:
+        case "classification":
+            return 1
+        case "transduction":
+            return (sequence_length - 1) // 2
+    return 2 * ((sequence_length - 2) // 2) - 1
+
+
 class FewShotSpec(Spec):
     examples: PositiveInt = 20
     """Labelled examples of one task in one step; batch.tokens ÷ (examples · sequenceLength) tasks make a step."""
@@ -66,6 +77,11 @@ class FewShotSpec(Spec):
     def passes(self) -> int:
         """Forward passes of one step over its examples."""
         return self.inner_steps + (self.outer_grad == "final")
+
+    @property
+    def weight_passes(self) -> int:
+        """Of these, those whose backward pass reaches the weights."""
+        return self.inner_steps if self.outer_grad == "accumulate" else 1
 
     @property
     def trained_share(self) -> float:

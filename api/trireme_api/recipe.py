@@ -14,6 +14,7 @@ from trireme_api.mixture import Language, MixtureSpec, check_languages
 from trireme_api.parallelism import ParallelismSpec
 from trireme_api.quantity import parse_quantity
 from trireme_api.schema import Fraction, PositiveFloat, PositiveInt, Spec
+from trireme_api.share import Share
 
 
 class ModelSpec(Spec):
@@ -294,6 +295,16 @@ class Recipe(Spec):
     @property
     def sequences_per_step(self) -> int:
         return self.batch.tokens // self.data.sequence_length
+
+    @property
+    def together(self) -> int:
+        """Sequences that one rank takes whole: the examples of a task, else one."""
+        return self.episodes.examples if self.objective == "few-shot" else 1
+
+    def dealt(self, readers: int) -> Share:
+        """How a step is dealt to the ranks that read data, in units of `together` sequences."""
+        whole = self.together
+        return Share(self.sequences_per_step // whole, readers, max(1, self.batch.micro // whole))
 
     @property
     def total_steps(self) -> int:

@@ -2,7 +2,7 @@
 
 python benchmarks/plan/measure.py --output plan-memory.json
 
-Every case is one rank's process on this machine, whatever number of ranks it plays; two minutes in all.
+Every case is one rank's process on this machine, whatever number of ranks it plays; three minutes in all.
 """
 
 from __future__ import annotations

@@ -28,9 +28,11 @@ class Case:
 
 def case(
     preset: str, *, ranks: int = 4, micro: int = 2, micro_batches: int = 1, precision: str = "bf16",
-    checkpointing: bool = False, plain: bool = False, parallelism: dict[str, Any] | None = None, **overrides: Any,
+    checkpointing: bool = False, plain: bool = False, parallelism: dict[str, Any] | None = None,
+    few: dict[str, Any] | None = None, **overrides: Any,
 ) -> Case:  # fmt: skip
-    """`plain`: without dropout, which on a CPU keeps attention's scores."""
+    """`plain`: without dropout, which on a CPU keeps attention's scores. `few`: objective few-shot with these settings,
+    on tasks with answers of half a row."""
     shape = {"layers": 6, "width": 128, "heads": 4, **(_PLAIN if plain else {}), **overrides}
     masked = preset.startswith("xlmr") or "masked" in preset
     readers = ranks // (parallelism or {}).get("tensor", 1)
@@ -44,11 +46,15 @@ def case(
         "parallelism": parallelism or {},
         "until": {"steps": 1},
     }
+    if few is not None:
+        recipe |= {"objective": "few-shot", "fewShot": few}
+        recipe["data"]["sources"] = [{"path": "tasks://transduction"}]
     how = ", ".join(f"{name} {value}" for name, value in (parallelism or {"shard": "full"}).items())
     more = ", ".join(f"{name} {value}" for name, value in overrides.items())
     parts = [
         preset + (f" ({more})" if more else ""), f"{ranks} ranks", how, precision, f"{micro_batches} x {micro}",
         "checkpointing" if checkpointing else "", "no dropout" if plain else "",
+        "few-shot" + "".join(f" {value}" for value in few.values()) if few is not None else "",
     ]  # fmt: skip
     return Case(", ".join(part for part in parts if part), recipe, ranks, ranks)
 
@@ -89,5 +95,12 @@ def cases() -> Iterator[Case]:
     yield case("opt-tiny", plain=True, preNorm=False, embeddingWidth=64)
     yield case("normformer-tiny", plain=True, headScale="code", activation="relu2")
     yield case("normformer-masked-tiny", plain=True)
+    for outer in ("accumulate", "final"):
+        few = {"outerGrad": outer, "examples": 2}
+        for sharding in SHARDINGS:
+            yield case("opt-tiny", micro=4, parallelism=sharding, plain=True, few=few)
+        yield case("opt-tiny", micro=4, checkpointing=True, plain=True, few=few)
+        yield case("gpt-tiny", micro=2, micro_batches=2, plain=True, few=few)
+        yield case("gpt-tiny", micro=4, precision="fp32", few={**few, "embedding": "compositional"})
     yield case("gpt-tiny", plain=True, layers=12, width=256, vocabularySize=8192)
     yield case("opt-tiny", plain=True, layers=12, width=256, checkpointing=True)

@@ -5,6 +5,8 @@ Collectives of the group "fake" return at once and move nothing: sizes, order an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,8 +15,10 @@ from trireme_api.families import check_recipe
 from trireme_api.planning import Setting
 from trireme_trainer.data.masking import MaskedBatch
 from trireme_trainer.families import LanguageModel, build
+from trireme_trainer.fewshot.episodes import EpisodeBatches
 from trireme_trainer.layers.auxiliary import set_share
 from trireme_trainer.objectives.causal_lm import CausalLM
+from trireme_trainer.objectives.few_shot import FewShot
 from trireme_trainer.objectives.masked_lm import MaskedLM
 from trireme_trainer.optimization.optimizer import Optimizer
 from trireme_trainer.parallel.initialise import initialise
@@ -37,7 +41,7 @@ def peak(setting: Setting) -> int:
 
 
 def _peak(setting: Setting, world: World) -> int:
-    recipe, count = setting.recipe, setting.share.micro_batches
+    recipe = setting.recipe
     with LiveMemory(CPU) as live:
         with torch.device("meta"):
             model = build(check_recipe(recipe))
@@ -49,19 +53,40 @@ def _peak(setting: Setting, world: World) -> int:
         initialise(model, recipe.seed)
         optimizer = Optimizer(model, recipe.optimizer)
         model.train()
-        accumulation = Accumulation(model, recipe)
+        accumulation, learn = Accumulation(model, recipe), _learning(setting, model, world)
         for _ in range(2):
             live.restart()
-            for number in range(count):
-                accumulation.before(number, count)
-                _loss(setting, model).backward()  # type: ignore[no-untyped-call]
+            turn = accumulation.turns(setting.passes)
+            for _ in range(setting.share.micro_batches):
+                learn(turn)
             optimizer.clip()
             optimizer.step(1e-3, torch.zeros(()))
         return live.peak
 
 
+def _learning(setting: Setting, model: LanguageModel, world: World) -> Callable[[Callable[[], None]], None]:
+    """One micro-batch, given what to call before each pass."""
+    if setting.recipe.objective == "few-shot":
+        objective = FewShot(setting.recipe, setting.config, world)
+        batches = EpisodeBatches(objective.samples, setting.recipe, world.data_rank, world.data_size)
+        batch = batches.make([*range(setting.share.micro_sequences)])
+        batches.close()
+        valid = torch.tensor(float(setting.recipe.batch.tokens))
+
+        def alternate(turn: Callable[[], None]) -> None:
+            objective.learn(model, batch, valid, None, turn)
+
+        return alternate
+
+    def once(turn: Callable[[], None]) -> None:
+        turn()
+        _loss(setting, model).backward()  # type: ignore[no-untyped-call]
+
+    return once
+
+
 def _loss(setting: Setting, model: LanguageModel) -> Tensor:
-    recipe, rows, vocabulary = setting.recipe, setting.share.micro_sequences, setting.config.vocabulary_size
+    recipe, rows, vocabulary = setting.recipe, setting.micro_sequences, setting.config.vocabulary_size
     length = recipe.data.sequence_length
     valid = torch.tensor(float(recipe.batch.tokens))
     set_share(model, 1 / valid)

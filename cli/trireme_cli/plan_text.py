@@ -20,16 +20,18 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"{setting.recipe.model.preset}: {quantity(count.total)} parameters{activated}{grows}"
     share = setting.share
     tensor = setting.spread.tensor
+    each = setting.passes // share.micro_batches
+    often = f", {each} passes each" if each > 1 else ""
     reader = "on each device" if tensor == 1 else f"in each group of {tensor} devices"
     yield (
         f"{setting.ranks} x {device} on {setting.nodes} {'node' if setting.nodes == 1 else 'nodes'}, "
         f"{setting.recipe.precision}; a step is {setting.recipe.batch.tokens:,} tokens, {reader} "
-        f"{share.micro_batches} x {share.micro_sequences} sequences of {setting.recipe.data.sequence_length}"
+        f"{share.micro_batches} x {setting.micro_sequences} sequences of {setting.recipe.data.sequence_length}{often}"
     )
-    sequences = setting.recipe.sequences_per_step
-    padding = 1 - sequences / (share.world * share.micro_batches * share.micro_sequences)
+    padding = 1 - share.sequences / (share.world * share.micro_batches * share.micro_sequences)
     if padding > 0.01:
-        yield f"{padding:.0%} of each step is padding: {sequences} sequences do not divide evenly"
+        what = "sequences" if setting.recipe.together == 1 else "tasks"
+        yield f"{padding:.0%} of each step is padding: {share.sequences} {what} do not divide evenly"
     yield ""
     yield from _table(plan)
     yield ""

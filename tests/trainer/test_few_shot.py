@@ -16,6 +16,7 @@ from gang import Gang
 from reference import fresh_model
 from torch import Tensor
 from trireme_api.families import check_recipe
+from trireme_api.fewshot import most_answers
 from trireme_api.recipe import Recipe
 from trireme_cli.evaluate import evaluate
 from trireme_trainer.families import LanguageModel
@@ -293,6 +294,8 @@ def test_tasks_of_a_family_need_their_embedding(name: str) -> None:
     assert (examples.tokens == TASK).sum() == EXAMPLES * (2 if name == "classification" else 1)
     few, more = episodes.support(task, 2), episodes.support(task, 5)
     assert np.array_equal(more.tokens[:2], few.tokens), "more examples begin with the fewer"
+    longest = max(int((episodes.queries(task, 200).targets != IGNORED).sum(1).max()) for task in episodes.trained)
+    assert longest == most_answers(name, LENGTHS[name]), "what `trireme plan` counts with"
     answers: dict[bytes, set[bytes]] = {}
     for task in episodes.trained:
         drawn = family.examples(task, 40, np.random.Generator(np.random.SFC64(1)))

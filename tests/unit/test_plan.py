@@ -245,6 +245,54 @@ class TestFitting:
         assert len(set(names)) == len(names) == 6
 
 
+class TestFewShot:
+    """Several passes over the same examples make a step; a task's examples stay on one rank."""
+
+    def few(self, gpus: int = 8, micro: int = 160, **few: Any) -> Setting:
+        return setting(
+            "opt-125m", gpus=gpus, objective="few-shot", fewShot={"examples": 20, **few},
+            data={"sources": [{"path": "tasks://path-finding"}], "sequenceLength": 42},
+            batch={"tokens": 64 * 20 * 42, "micro": micro},
+        )  # fmt: skip
+
+    def test_every_pass_costs_what_a_pass_costs(self) -> None:
+        one, four = self.few(innerSteps=1), self.few(innerSteps=4)
+        once, often = expected(one), expected(four)
+        assert once is not None
+        assert often is not None
+        assert often.compute_seconds == pytest.approx(4 * once.compute_seconds)
+        assert traffic_of(four).total == pytest.approx(4 * traffic_of(one).total)
+        assert make(four).flops.model == pytest.approx(4 * make(one).flops.model)
+
+    def test_final_reduces_gradients_once_and_gathers_for_every_pass(self) -> None:
+        sums, last = (self.few(innerSteps=4, outerGrad=outer) for outer in ("accumulate", "final"))
+        assert (sums.passes, last.passes) == (4, 5)
+        assert traffic_of(last).gathers == pytest.approx(5 / 4 * traffic_of(sums).gathers)
+        assert traffic_of(last).reductions == pytest.approx(traffic_of(sums).reductions / 4)
+        # Four passes for embeddings alone leave out the weights' third.
+        assert make(last).flops.model == pytest.approx((4 * 2 / 3 + 1) / 4 * make(sums).flops.model)
+
+    def test_gradients_wait_between_passes_that_reach_the_weights(self) -> None:
+        sums, last = (self.few(innerSteps=4, outerGrad=outer).memory() for outer in ("accumulate", "final"))
+        assert sums.gradients == sums.weights
+        assert last.gradients < sums.gradients
+        assert (last.weights, last.optimizer) == (sums.weights, sums.optimizer)
+
+    def test_tasks_are_dealt_whole(self) -> None:
+        assert self.few(micro=50).micro_sequences == 40
+        assert self.few(micro=1).micro_sequences == 20
+        odd = self.few(gpus=48)
+        assert (odd.share.per_rank, odd.micro_sequences) == (2, 40)
+
+    def test_it_has_time_energy_and_carbon(self) -> None:
+        found = make(self.few())
+        assert found.wall_seconds is not None
+        assert found.footprint is not None
+        assert found.footprint.kilowatt_hours.mid > 0
+        assert any(line.startswith("evaluation: in no figure") for line in found.assumptions)
+        assert not any(line.startswith("evaluation") for line in make(setting()).assumptions)
+
+
 class TestGrowth:
     """`anytime` with `growEvery`: the model in the end decides what must fit, each size what it costs."""
 
@@ -308,16 +356,16 @@ class TestCommand:
             assert code == 64
             assert "your own script has none" in capsys.readouterr().err
             return
-        if path.stem.startswith("tam-"):
-            assert code == 64
-            assert "no plan is made for few-shot" in capsys.readouterr().err
-            return
         found = json.loads(capsys.readouterr().out)
         assert code == 0
         assert found["shardings"][0]["own"] is True
         assert (found["device"] == "cpu") == ("cpu" in path.stem)
         assert (found["footprint"] is None) == (found["device"] == "cpu")
         assert found["wouldFit"] == []
+
+    def test_passes_of_a_few_shot_step_are_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(str(ROOT / "manifests/samples/tam-125m.yaml")) == 0
+        assert "1 x 160 sequences of 42, 4 passes each" in capsys.readouterr().out
 
     def test_a_recipe_on_named_devices(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "recipe.yaml"

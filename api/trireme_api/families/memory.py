@@ -67,8 +67,9 @@ class Spread:
     """Whether a block gives its parameters back after the forward pass."""
     prefetch: int = 1
     """Blocks gathered ahead in the backward pass."""
-    micro_batches: int = 1
-    """Of one step, on the rank with the most."""
+    reductions: int = 1
+    """Backward passes of one step that reach the weights, on the rank with the most: one a micro-batch, of few-shot
+    several."""
     accumulates_locally: bool = False
     activation_checkpointing: bool = False
 
@@ -126,7 +127,7 @@ class _Timeline:
         self._weights = state.weights + MASTER_BYTES * copies
         self._optimizer = state.optimizer + 2 * MASTER_BYTES * copies
         self._carried = 0.0
-        if spread.micro_batches > 1:
+        if spread.reductions > 1:
             every = sum(self._own) + self._root
             self._carried = MASTER_BYTES * every if spread.accumulates_locally else self._weights
 

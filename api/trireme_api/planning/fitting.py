@@ -79,8 +79,8 @@ def _single(setting: Setting) -> Iterator[tuple[str, Setting]]:
     recipe = setting.recipe
     if not recipe.activation_checkpointing:
         yield "activationCheckpointing: true", setting.changed(activation_checkpointing=True)
-    micro = setting.share.micro_sequences
-    while (micro := micro // 2) >= 1:
+    micro = setting.micro_sequences
+    while (micro := micro // 2) >= recipe.together:
         smaller = setting.changed(batch=recipe.batch.model_copy(update={"micro": micro}))
         if smaller.fits():
             yield f"batch.micro: {micro}", smaller
@@ -103,7 +103,7 @@ def _single(setting: Setting) -> Iterator[tuple[str, Setting]]:
                 break
     for times in (2, 4, 8):
         more = setting.changed(ranks=times * setting.ranks)
-        if more.share.world <= recipe.sequences_per_step and more.fits():
+        if more.share.world <= more.share.sequences and more.fits():
             yield f"{more.ranks} devices in place of {setting.ranks}", more
             break
 

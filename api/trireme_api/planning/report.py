@@ -129,6 +129,10 @@ def _assumptions(
             f"carbon: PUE {footprint.pue:g}, {footprint.intensity.grams_per_kilowatt_hour:g} g/kWh "
             f"({footprint.intensity.source}); hardware by calendar, 4 years"
         )
+    if setting.recipe.objective == "few-shot":
+        found.append("few-shot: FLOPs are of the blocks, in every pass; the output layer's, of answers alone, are out")
+    if setting.recipe.objective == "few-shot" or setting.recipe.evaluation is not None:
+        found.append("evaluation: in no figure here; it comes on top")
     if setting.recipe.stream is not None:
         found.append("stream: waiting for data takes no nodes, and is in no figure here")
     if len(setting.sessions) > 1:

@@ -10,8 +10,8 @@ from trireme_api.families import ModelConfig, check_recipe, resolve
 from trireme_api.families.activations import Pass
 from trireme_api.families.growing import GrowingConfig
 from trireme_api.families.memory import Moment, Spread, compute_bytes, peak
+from trireme_api.fewshot import most_answers, tasks_of
 from trireme_api.recipe import Recipe
-from trireme_api.schema import InvalidSpec
 from trireme_api.share import Share
 
 USABLE = 0.9
@@ -33,8 +33,6 @@ class Setting:
     def of(cls, recipe: Recipe, ranks: int, per_node: int, board: Board | None, path: str = "") -> Setting:
         """Raises InvalidSpec naming the field."""
         config = check_recipe(recipe, path)
-        if recipe.objective == "few-shot":
-            raise InvalidSpec(f"{path}objective", "no plan is made for few-shot; it is for causal-lm and masked-lm")
         recipe.parallelism.check_ranks(ranks, path)
         setting = cls(recipe, config, ranks, min(per_node, ranks), board)
         return setting.sessions[-1][0] if recipe.stream is not None else setting
@@ -62,8 +60,18 @@ class Setting:
 
     @property
     def share(self) -> Share:
-        readers = self.ranks // self.recipe.parallelism.tensor
-        return Share(self.recipe.sequences_per_step, readers, self.recipe.batch.micro)
+        """In units of the recipe's `together` sequences."""
+        return self.recipe.dealt(self.ranks // self.recipe.parallelism.tensor)
+
+    @property
+    def micro_sequences(self) -> int:
+        return self.share.micro_sequences * self.recipe.together
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one step, each with a backward pass, on the rank with the most."""
+        each = self.recipe.episodes.passes if self.recipe.objective == "few-shot" else 1
+        return self.share.micro_batches * each
 
     @property
     def shards(self) -> int:
@@ -72,13 +80,14 @@ class Setting:
     @property
     def spread(self) -> Spread:
         parallelism = self.recipe.parallelism
+        each = self.recipe.episodes.weight_passes if self.recipe.objective == "few-shot" else 1
         return Spread(
             shards=self.shards,
             experts=parallelism.expert,
             tensor=parallelism.tensor,
             reshards=parallelism.reshards_after_forward,
             prefetch=parallelism.prefetch.backward,
-            micro_batches=self.share.micro_batches,
+            reductions=self.share.micro_batches * each,
             accumulates_locally=parallelism.accumulates_locally,
             activation_checkpointing=self.recipe.activation_checkpointing,
         )
@@ -87,7 +96,7 @@ class Setting:
     def micro_batch(self) -> Pass:
         length, low = self.recipe.data.sequence_length, compute_bytes(self.recipe.precision)
         on_gpu = self.board is not None
-        tokens = self.share.micro_sequences * length
+        tokens = self.micro_sequences * length
         return Pass(
             tokens, length, low, mask_bytes=1 if on_gpu else low, fused_dropout=on_gpu,
             tensor=self.recipe.parallelism.tensor,
@@ -96,9 +105,15 @@ class Setting:
     @property
     def places(self) -> int | None:
         """Of a micro-batch's tokens those with logits; None: all."""
-        if self.recipe.objective != "masked-lm":
-            return None
-        return self.share.micro_sequences * self.recipe.masks.places(self.recipe.data.sequence_length)
+        recipe, length = self.recipe, self.recipe.data.sequence_length
+        match recipe.objective:
+            case "masked-lm":
+                return self.micro_sequences * recipe.masks.places(length)
+            case "few-shot":
+                tasks = tasks_of(recipe.data.sources[0].path)
+                assert tasks is not None
+                return self.micro_sequences * most_answers(tasks, length)
+        return None
 
     def memory(self) -> Moment:
         """Of the fullest rank, at the fullest moment."""

@@ -77,12 +77,11 @@ def expected(setting: Setting, tflops: float | None = None) -> Speed | None:
         return None
     else:
         efficiency = EFFICIENCY.get(board.name, _OTHERS)
-        share = setting.share
-        tokens = share.micro_batches * setting.micro_batch.tokens
+        tokens = setting.share.micro_batches * setting.micro_batch.tokens
         compute = tokens * flops.hardware / setting.spread.tensor / (peak * efficiency.at(setting.config.width))
         state = state_memory(setting.config, setting.shards).total * OPTIMIZER_TRAFFIC
         hidden = moved - summed
-        exposed = summed + hidden / share.micro_batches / (setting.config.layers + 1)
+        exposed = summed + hidden / setting.passes / (setting.config.layers + 1)
         step = max(compute, hidden) + exposed + state / board.memory_bandwidth
         source = efficiency.source
     rate = recipe.batch.tokens / step

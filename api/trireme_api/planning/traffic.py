@@ -57,7 +57,7 @@ def of(setting: Setting) -> Traffic:
     dense = sum(unit.gathered(spread.tensor) for unit in units)
     routed = sum(unit.gathered_experts(experts, spread.tensor) for unit in units)
     kept = root / shards + sum(unit.kept(shards, spread.tensor) for unit in units)
-    times = spread.micro_batches
+    times = setting.passes
 
     def received(blocks: float, outer: float) -> float:
         """Parameters that a rank receives when every unit is gathered `blocks` times, the root `outer` times."""
@@ -67,10 +67,10 @@ def of(setting: Setting) -> Traffic:
     kept_between = spread.accumulates_locally and not spread.reshards
     passes = 1 if kept_between else times
     gathers = low * received(passes * (2 if spread.reshards else 1), passes)
-    sums = 1 if spread.accumulates_locally else times
+    sums = 1 if spread.accumulates_locally else spread.reductions
     inside_group = MASTER_BYTES * received(sums, sums)
     groups = setting.ranks // shards
-    between_often = 1 if parallelism.accumulation != "communicate" else times
+    between_often = 1 if parallelism.accumulation != "communicate" else spread.reductions
     between = 2 * _ring(groups) * MASTER_BYTES * kept * between_often
     tokens = 0.0
     if experts > 1:
@@ -92,16 +92,16 @@ def of(setting: Setting) -> Traffic:
 def _tensor_sums(setting: Setting) -> float:
     """All-reduces inside a tensor group: of what each sub-layer gives, and of the gradients of what it is given; at the
     end of the latter for the output layer. What is a few numbers a token (norms, losses) is not counted."""
-    spread, one = setting.spread, setting.micro_batch
+    tensor, one = setting.spread.tensor, setting.micro_batch
     # Computed again, a sub-layer sums again, but for a block's last: what a dense one gives, no gradient needs.
-    again = spread.activation_checkpointing
+    again = setting.recipe.activation_checkpointing
     rows = 0.0
     for index in range(setting.config.layers):
         rows += one.tokens * (2 + again)
         rows += one.tokens * _rows(setting) * (2 + again) if setting.config.unit(index).routed else one.tokens * 2
     rows += setting.places or one.tokens
-    summed = spread.micro_batches * rows * setting.config.width * compute_bytes(setting.recipe.precision)
-    return 2 * _ring(spread.tensor) * summed
+    summed = setting.passes * rows * setting.config.width * compute_bytes(setting.recipe.precision)
+    return 2 * _ring(tensor) * summed
 
 
 def _ring(ranks: int) -> float:

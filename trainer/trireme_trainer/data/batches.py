@@ -96,7 +96,7 @@ class TextBatches(Batches):
     """Blocks of a mixture: each token's target is the next."""
 
     def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
-        super().__init__(Share(recipe.sequences_per_step, world, recipe.batch.micro), rank, pin_memory)
+        super().__init__(recipe.dealt(world), rank, pin_memory)
         self.mixture = mixture
 
     def make(self, indices: list[int | None]) -> Batch:

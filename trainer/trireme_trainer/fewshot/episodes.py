@@ -11,7 +11,7 @@ from torch import Tensor
 from trireme_api.fewshot import tasks_of
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.data.batches import Batch, Batches, Share
+from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.data.errors import DataError
 from trireme_trainer.data.order import derive, permute, shuffled
 from trireme_trainer.fewshot.tasks import FAMILIES, Examples, TaskFamily
@@ -102,9 +102,7 @@ class EpisodeBatches(Batches):
 
     def __init__(self, episodes: Episodes, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
         self.episodes = episodes
-        examples = recipe.episodes.examples
-        share = Share(recipe.sequences_per_step // examples, world, max(1, recipe.batch.micro // examples))
-        super().__init__(share, rank, pin_memory)
+        super().__init__(recipe.dealt(world), rank, pin_memory)
 
     def make(self, indices: list[int | None]) -> EpisodeBatch:
         drawn = [None if index is None else self.episodes.sample(index) for index in indices]

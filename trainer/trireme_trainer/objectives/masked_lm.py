@@ -13,7 +13,7 @@ from trireme_api.families import ModelConfig
 from trireme_api.masking import MaskingSpec
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.data.batches import Batch, Batches, Share
+from trireme_trainer.data.batches import Batch, Batches
 from trireme_trainer.data.masking import MaskedBatch, MaskedBlocks, Sample
 from trireme_trainer.data.mixture import Mixture
 from trireme_trainer.data.order import derive
@@ -81,7 +81,7 @@ class MaskedText:
 
 class MaskedBatches(Batches):
     def __init__(self, text: MaskedText, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
-        super().__init__(Share(recipe.sequences_per_step, world, recipe.batch.micro), rank, pin_memory)
+        super().__init__(recipe.dealt(world), rank, pin_memory)
         self._text = text
 
     def make(self, indices: list[int | None]) -> MaskedBatch:
