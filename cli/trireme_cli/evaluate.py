@@ -11,7 +11,7 @@ import click
 from trireme_api import evaluation, fewshot
 from trireme_api.evaluation import EvaluationSpec, HeldOutSource
 
-from trireme_cli.refusals import BadData, CheckpointProblem
+from trireme_cli.refusals import BadData, CheckpointProblem, given, refuse
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -129,12 +129,7 @@ _OF_TEXT = ("tokens", "split", "seed", "tokenizer", "length", "sequences", "dtyp
 
 def _few_shot(model: str, step: int | None, as_json: bool, shots: list[int], draws: int, limit: int | None) -> None:
     """Held-out tasks of a few-shot checkpoint, learned by the settings it was trained with."""
-    context = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    for name in _OF_TEXT:
-        if context.get_parameter_source(name) is given:
-            option = name.replace("_", "-")
-            raise click.UsageError(f"--{option} is of --data and --task; give one of these, or leave it out")
+    refuse(_OF_TEXT, "is of --data and --task; give one of these, or leave it out")
     if Path(model, "config.json").is_file():
         raise click.UsageError("nothing to evaluate; give --data DIR or --task FILE")
     import torch
@@ -145,7 +140,7 @@ def _few_shot(model: str, step: int | None, as_json: bool, shots: list[int], dra
     from trireme_trainer.storage import StorageError
 
     settings: dict[str, Any] = {"draws": draws, **({"queries": limit} if limit else {})}
-    if context.get_parameter_source("shots") is given:
+    if given("shots"):
         settings["shots"] = shots
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()

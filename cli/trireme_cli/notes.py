@@ -92,6 +92,7 @@ def command(name: str | None, text: str | None, by: str | None, local: Path | No
         line = json.dumps({"at": stamp(note.at), "by": note.by, "text": note.text}, ensure_ascii=False)
         with (local / LOCAL_NAME).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        click.echo(f"noted in {local}; trireme report --local {local} shows it")
         return
     assert name is not None
     cluster = kube()

@@ -234,6 +234,10 @@ def test_notes_of_the_object_come_onto_its_page() -> None:
     [
         (["report"], "give either"),
         (["report", "a", "--local", "b"], "give either"),
+        (["report", "a", "--zone", "SE"], "--zone is of --local; of a TrainingJob, spec.carbonPolicy says it"),
+        (["report", "a", "--grams-per-kwh", "1"], "--grams-per-kwh is of --local"),
+        (["report", "a", "--pue", "1.1"], "--pue is of --local"),
+        (["report", "--local", "b", "--steps", "c"], "--steps is of a TrainingJob"),
         (["report", "--local", "nowhere"], "no sessions of `trireme run`"),
         (["report", "--local", "nowhere", "--zone", "XX"], "XX"),
     ],

@@ -14,6 +14,7 @@ from trireme_api.schema import InvalidSpec
 from trireme_cli import notes
 from trireme_cli.finite import FiniteRange
 from trireme_cli.kube import Connect, Kube, connected
+from trireme_cli.refusals import refuse
 from trireme_cli.report import sources
 from trireme_cli.report.local import of_directory
 from trireme_cli.report.page import page
@@ -44,9 +45,11 @@ def command(
     if (name is None) == (local is None):
         raise click.UsageError("give either the name of a TrainingJob or --local DIR")
     if local is not None:
+        refuse(("steps",), "is of a TrainingJob; the step log of --local is found by itself")
         story = _local(local, zone, grams_per_kwh, pue)
     else:
         assert name is not None
+        refuse(("zone", "grams_per_kwh", "pue"), "is of --local; of a TrainingJob, spec.carbonPolicy says it")
         story = _cluster(kube(), name, steps)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(story), indent=1))
