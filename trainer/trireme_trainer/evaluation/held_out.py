@@ -16,7 +16,7 @@ from trireme_trainer.data.remote import local_copy
 from trireme_trainer.data.shards import Corpus, Documents
 from trireme_trainer.data.tokenizer import Encoder
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.evaluation.scoring import Request, Score
+from trireme_trainer.evaluation.scoring import Request, Score, perplexity
 from trireme_trainer.storage import StorageError
 
 
@@ -114,10 +114,7 @@ def figures(texts: Sequence[Text], scores: Sequence[Sequence[Score]]) -> list[di
 def _row(parts: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
     tokens, nats, size = (float(np.sum(column)) for column in zip(*parts, strict=True))
     loss = nats / tokens
-    # JSON knows no infinity; a model this wrong has no perplexity worth a number.
-    perplexity = math.exp(loss) if loss < 700 else None
     return {
-        "tokens": int(tokens), "loss": round(loss, 6),
-        "perplexity": round(perplexity, 4) if perplexity is not None else None,
+        "tokens": int(tokens), "loss": round(loss, 6), "perplexity": perplexity(loss),
         "bitsPerByte": round(nats / math.log(2) / size, 6),
     }  # fmt: skip

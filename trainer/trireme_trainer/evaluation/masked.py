@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from trireme_trainer.data.order import derive
 from trireme_trainer.data.tokenizer import Encoder, special_tokens
 from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.held_out import open_sources
-from trireme_trainer.evaluation.scoring import token_scores
+from trireme_trainer.evaluation.scoring import perplexity, token_scores
 from trireme_trainer.families import LanguageModel
 from trireme_trainer.parallel.world import World
 
@@ -123,6 +122,4 @@ class MaskedHeldOut:
 def _row(parts: Sequence[tuple[float, float]]) -> dict[str, Any]:
     tokens, nats = (sum(column) for column in zip(*parts, strict=True))
     loss = nats / max(tokens, 1.0)
-    # JSON knows no infinity; a model this wrong has no perplexity worth a number.
-    perplexity = round(math.exp(loss), 4) if loss < 700 else None
-    return {"tokens": int(tokens), "loss": round(loss, 6), "perplexity": perplexity}
+    return {"tokens": int(tokens), "loss": round(loss, 6), "perplexity": perplexity(loss)}

@@ -13,7 +13,7 @@ import numpy as np
 from trireme_trainer.data.order import derive, permute
 from trireme_trainer.data.tokenizer import Encoder
 from trireme_trainer.evaluation.errors import EvaluationError
-from trireme_trainer.evaluation.scoring import Request, Score
+from trireme_trainer.evaluation.scoring import Request, Score, perplexity
 from trireme_trainer.evaluation.tasks import Task
 
 _DEMONSTRATIONS = 4
@@ -145,8 +145,7 @@ def row(answers: Sequence[Answers]) -> dict[str, Any]:
     }  # fmt: skip
     error = round(math.sqrt(accuracy * (1 - accuracy) / first.examples), 6)
     if task.cloze:
-        perplexity = round(math.exp(loss), 4) if loss < 700 else None
-        found |= {"exact": round(accuracy, 6), "standardError": error, "perplexity": perplexity}
+        found |= {"exact": round(accuracy, 6), "standardError": error, "perplexity": perplexity(loss)}
     else:
         found |= {
             "accuracy": {"sum": round(accuracy, 6), "mean": round(statistics.fmean(means), 6)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ from trireme_trainer.parallel.world import World
 
 Told = Callable[[int, int], None]
 """(batches done, batches in all), of this rank."""
+
+
+def perplexity(loss: float) -> float | None:
+    """None for a model so wrong that JSON, which knows no infinity, has no number for it."""
+    return round(math.exp(loss), 4) if loss < 700 else None
 
 
 @dataclass(frozen=True)
