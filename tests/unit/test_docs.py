@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import yaml
+from trireme_api.crd import crd
 from trireme_api.job import parse_spec
 from trireme_api.recipe import Recipe
 from trireme_cli.main import cli
@@ -109,3 +111,39 @@ def test_scripts_have_the_options(page: str, command: str) -> None:
     code = "".join(path.read_text() for path in (ROOT / script).parent.rglob("*.py"))
     options = [word for word in words if word.startswith("--")]
     assert [option for option in options if f'"{option}"' not in code] == [], f"{page}: {command}"
+
+
+SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+SPEC = SCHEMA["spec"]["properties"]
+BEGINNINGS = {**SPEC["recipe"]["properties"], **SPEC, "spec": SCHEMA["spec"], "status": SCHEMA["status"]}
+"""What the path of a field may begin with, as pages write it, and the schema from there on."""
+NO_FIELDS = {"model.blocks"}
+"""Of a torch module."""
+
+
+def unknown_fields(text: str) -> list[str]:
+    """What in backticks reads like the path of a field and is none."""
+    names = set(re.findall(r"`([a-z]\w*(?:\.\w+|\[\w*\])+)`", FENCE.sub("", text))) - NO_FIELDS
+    paths = {name: re.sub(r"\[\w*\]", "", name).split(".") for name in names}
+    known = {name: path for name, path in paths.items() if path[0] in BEGINNINGS}
+    return sorted(name for name, (first, *rest) in known.items() if not _has(BEGINNINGS[first], rest))
+
+
+def _has(schema: dict[str, Any], path: list[str]) -> bool:
+    while "items" in schema:
+        schema = schema["items"]
+    if not path or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return True
+    below = schema.get("properties", {}).get(path[0]) or schema.get("additionalProperties")
+    return isinstance(below, dict) and _has(below, path[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_fields_exist(page: Path) -> None:
+    assert unknown_fields(page.read_text()) == []
+
+
+def test_a_field_that_is_none_is_seen() -> None:
+    text = "`spec.runPolicy.suspend`, `status.slots[].index`, `data.sources[0].path`, `data.sources[0].paths`, `a.b`, "
+    text += "`status.goodput.seconds.step`, `checkpoint.every`, `spec.recipe.model.preset`, `spec.recipe.model.presets`"
+    assert unknown_fields(text) == ["checkpoint.every", "data.sources[0].paths", "spec.recipe.model.presets"]
