@@ -12,6 +12,7 @@ from rich.text import Text
 from trireme_api.protocol import AgentState, Progress
 
 from trireme_cli.local_coordinator import View
+from trireme_cli.sessions import why
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a line of progress at most this often."""
@@ -116,7 +117,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if progress:
         found.append(("progress", describe(Progress.from_json(progress))))
     for failure in result["failures"]:
-        found.append(("failure", f"attempt {failure['attempt']}: {failure['cause']}: {failure['message']}"))
+        found.append(("failure", f"attempt {failure['attempt']}: {why(failure)}"))
     found.append(("restarts", str(result["restarts"])))
     if result.get("checkpoint"):
         found.append(("checkpoint", f"step {result['checkpoint']['step']} in {result['checkpoint']['path']}"))

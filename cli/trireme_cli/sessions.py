@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trireme_api.protocol import Cause
+
 NAME = "sessions.jsonl"
 
 
@@ -52,3 +54,9 @@ def read(directory: Path) -> list[Session]:
 def _append(directory: Path, line: Mapping[str, Any]) -> None:
     with (directory / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def why(failure: Mapping[str, Any]) -> str:
+    """Of a failure as a session's result has it; that nobody knows the cause is no news beside the message."""
+    cause, message = str(failure["cause"]), str(failure["message"])
+    return message if cause == Cause.UNKNOWN.value else f"{cause}: {message}"

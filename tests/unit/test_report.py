@@ -216,8 +216,9 @@ def test_a_local_run_is_told_from_what_it_left(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     words = read(target.read_text()).words
-    for part in ("mine", "50 of 50", "restarted", "1 Wh", "0.1g", "opt-125m", "step 20: unknown"):
+    for part in ("mine", "50 of 50", "restarted", "1 Wh", "0.1g", "opt-125m", f"step 20: {EVIL}"):
         assert part in words, part
+    assert sessions.why({**broke, "cause": "network"}) == f"network: {EVIL}"
     told = json.loads(CliRunner().invoke(cli, [*arguments[:3], "--json"]).output)
     assert told["bars"][0]["seconds"]["lost"] == pytest.approx(19.0 * 10 / 20)
     assert told["energy"]["grams"] is None, "no zone, no carbon"

@@ -88,7 +88,7 @@ def decisions(found: Sequence[Session]) -> list[Entry]:
         failures = session.result.get("failures", [])
         for number, failure in enumerate(failures):
             again = number < int(session.result.get("restarts", 0))
-            text = f"attempt {failure['attempt']} at step {failure['step']}: {failure['cause']}: {failure['message']}"
+            text = f"attempt {failure['attempt']} at step {failure['step']}: {sessions.why(failure)}"
             at = failure.get("at") or session.ended or session.began
             entries.append(Entry(float(at), "warning", "restarted" if again else "given up", text))
         if session.ended is not None:
