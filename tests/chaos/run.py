@@ -240,6 +240,8 @@ def main() -> int:
     parser.add_argument("--away", type=float, default=60.0, help="seconds that what goes away stays away")
     parser.add_argument("--no-store", action="store_true", help="print only; the stored results stay")
     options = parser.parse_args()
+    if options.n < 1:
+        parser.error(f"--n {options.n}: must be at least 1")
     try:
         faults = chosen(options.where, options.faults)
     except ValueError as error:
