@@ -31,8 +31,9 @@ class AnytimeSpec(Spec):
     replay: float = Field(default=0.0, ge=0, lt=1)
     """Share of a session's blocks that is drawn from earlier mega-batches, from each of them alike."""
     grow_every: int = Field(default=0, ge=0)
-    """Of the family growing alone: with every so many sessions the most used expert of each layer is split in two
-    before training goes on. 0: the model keeps its size."""
+    """With every so many sessions the model grows before training goes on: in one of the family growing the most used
+    expert of each layer is split in two; of a growing ensemble the newest member is copied, and the copy alone trained
+    from then on. 0: the model keeps its size."""
 
 
 class StreamStatus(Status):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from trireme_api.families import parameters, resolve
+from trireme_api.families import resolve
+from trireme_api.families.memory import checkpoint_bytes
 from trireme_api.job import TrainingJobSpec
 from trireme_api.quantity import parse_quantity
 
@@ -86,10 +87,6 @@ def procs_per_node(spec: TrainingJobSpec) -> int:
     return spec.procs_per_node if isinstance(spec.procs_per_node, int) else max(1, gpus(spec))
 
 
-BYTES_PER_PARAMETER = 12
-"""Of the training state: the fp32 master weight and AdamW's two moments."""
-
-
 def memory_limit(spec: TrainingJobSpec) -> str | None:
     """Size limit of the memory that a pod's shards may take, as a quantity; None: the job keeps none there.
 
@@ -105,6 +102,6 @@ def memory_limit(spec: TrainingJobSpec) -> str | None:
     nodes, ranks = spec.replicas.least, procs_per_node(spec)
     plan = spec.recipe.parallelism
     shard_ranks = (plan.shard_size or ranks) if plan.shard == "hybrid" else nodes * ranks
-    total = parameters(resolve(spec.recipe.model)).total * BYTES_PER_PARAMETER
+    total = checkpoint_bytes(resolve(spec.recipe.model))
     held = total * ranks / shard_ranks * (1 + min(memory.replicas, spec.replicas.desired - 1))
     return f"{int(held * 2 * 1.1 / 2**20) + 64}Mi"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trireme_api.planning import Setting
@@ -19,20 +19,22 @@ class Case:
     recipe: dict[str, Any]
     ranks: int = 4
     per_node: int = 4
+    grown: int = 0
 
     @property
     def setting(self) -> Setting:
         """Of ranks on CPUs, as they are measured."""
-        return Setting.of(Recipe.model_validate(self.recipe), self.ranks, self.per_node, None)
+        found = Setting.of(Recipe.model_validate(self.recipe), self.ranks, self.per_node, None)
+        return replace(found, config=found.config.grown(self.grown))
 
 
 def case(
     preset: str, *, ranks: int = 4, micro: int = 2, micro_batches: int = 1, precision: str = "bf16",
     checkpointing: bool = False, plain: bool = False, parallelism: dict[str, Any] | None = None,
-    few: dict[str, Any] | None = None, **overrides: Any,
+    few: dict[str, Any] | None = None, grown: int = 0, **overrides: Any,
 ) -> Case:  # fmt: skip
     """`plain`: without dropout, which on a CPU keeps attention's scores. `few`: objective few-shot with these settings,
-    on tasks with answers of half a row."""
+    on tasks with answers of half a row. `grown`: so many times."""
     shape = {"layers": 6, "width": 128, "heads": 4, **(_PLAIN if plain else {}), **overrides}
     masked = preset.startswith("xlmr") or "masked" in preset
     readers = ranks // (parallelism or {}).get("tensor", 1)
@@ -53,10 +55,10 @@ def case(
     more = ", ".join(f"{name} {value}" for name, value in overrides.items())
     parts = [
         preset + (f" ({more})" if more else ""), f"{ranks} ranks", how, precision, f"{micro_batches} x {micro}",
-        "checkpointing" if checkpointing else "", "no dropout" if plain else "",
+        "checkpointing" if checkpointing else "", "no dropout" if plain else "", f"grown {grown}" if grown else "",
         "few-shot" + "".join(f" {value}" for value in few.values()) if few is not None else "",
     ]  # fmt: skip
-    return Case(", ".join(part for part in parts if part), recipe, ranks, ranks)
+    return Case(", ".join(part for part in parts if part), recipe, ranks, ranks, grown)
 
 
 SHARDINGS: tuple[dict[str, Any], ...] = (
@@ -92,6 +94,11 @@ def cases() -> Iterator[Case]:
     yield case("moe-tiny", plain=True, capacity="dropless")
     yield case("moe-tiny", parallelism={"expert": 2}, plain=True, capacity="dropless")
     yield case("growing-tiny", plain=True, splits=";".join(["0,0"] * 6))
+    for sharding in SHARDINGS:
+        yield case("ensemble-tiny", parallelism=sharding, plain=True, members=3)
+        yield case("ensemble-tiny", parallelism=sharding, micro_batches=2, plain=True, members=3)
+    yield case("growing-ensemble-tiny", plain=True, grown=2)
+    yield case("growing-ensemble-tiny", micro_batches=2, plain=True, grown=2)
     yield case("opt-tiny", plain=True, preNorm=False, embeddingWidth=64)
     yield case("normformer-tiny", plain=True, headScale="code", activation="relu2")
     yield case("normformer-masked-tiny", plain=True)

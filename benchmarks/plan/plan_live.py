@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from trireme_api.families import check_recipe
 from trireme_api.planning import Setting
 from trireme_trainer.data.masking import MaskedBatch
 from trireme_trainer.families import LanguageModel, build
@@ -44,7 +43,7 @@ def _peak(setting: Setting, world: World) -> int:
     recipe = setting.recipe
     with LiveMemory(CPU) as live:
         with torch.device("meta"):
-            model = build(check_recipe(recipe))
+            model = build(setting.config)
         mesh, of_experts, of_layers = (
             make(recipe.parallelism, world) for make in (build_mesh, build_expert_mesh, build_tensor_mesh)
         )
@@ -80,7 +79,8 @@ def _learning(setting: Setting, model: LanguageModel, world: World) -> Callable[
 
     def once(turn: Callable[[], None]) -> None:
         turn()
-        _loss(setting, model).backward()  # type: ignore[no-untyped-call]
+        for member in model.trained():
+            _loss(setting, member).backward()  # type: ignore[no-untyped-call]
 
     return once
 

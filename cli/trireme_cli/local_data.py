@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trireme_api.anytime import Session, numbered
 from trireme_api.families import resolve
+from trireme_api.families.growing import GrowingConfig
 from trireme_api.recipe import DataSource, Recipe
 from trireme_api.schema import InvalidSpec
 
@@ -37,7 +38,7 @@ def look(recipe: Recipe, claims: Mapping[str, Path] = {}, here: bool = False) ->
         if None in _manifests(arrived.data.sources, claims, here=False):
             break
         _look(arrived, claims, here)
-        if session.growths > grown:
+        if session.growths > grown and isinstance(resolve(recipe.model), GrowingConfig):
             _check_held_out(recipe, session, claims)
         grown = session.growths
     return []
@@ -92,13 +93,14 @@ def look_at_checkpoint(recipe: Recipe, uri: str, claims: Mapping[str, Path]) -> 
         except StorageError as error:
             raise InvalidSpec("checkpoint.uri", str(error)) from None
         return
-    grows = {"splits"} if recipe.anytime is not None else set[str]()
+    config = resolve(recipe.model)
+    grows = {config.grown_by} if recipe.anytime is not None else set[str]()
     try:
         store = CheckpointStore(_here(uri, claims))
         for candidate in store.candidates()[:1] if store.exists() else []:
             manifest, _ = store.inspect(candidate)
             if manifest is not None:
-                check_model(manifest.meta, resolve(recipe.model), candidate.path, MAY_CHANGE | grows)
+                check_model(manifest.meta, config, candidate.path, MAY_CHANGE | grows)
                 for corpus in _manifests(recipe.data.sources[:1], claims, here=False):
                     if corpus is not None and "imported" in manifest.meta:
                         check_tokenizer(manifest.meta, corpus.tokenizer.sha256, candidate.path)

@@ -24,22 +24,10 @@ STEPS = 12
 BATCHES = 3
 
 
-@pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three directories mega-1 to mega-3 of one text, one tokenizer."""
-    root = tmp_path_factory.mktemp("stream")
-    text = (Path(__file__).resolve().parents[2] / "LICENSE").read_text().split("\n\n")
-    options: dict[str, Any] = {"vocabulary": 384}
-    for number in range(1, BATCHES + 1):
-        (root / f"{number}.txt").write_text("\n\n".join(text[number - 1 :: BATCHES]))
-        made = Options(separator="blank-line", valid_fraction=0.2, **options)
-        prepare([str(root / f"{number}.txt")], str(root / f"mega-{number}"), made)
-        options = {"tokenizer": str(root / "mega-1" / "tokenizer.json")}
-    return root
-
-
-def recipe(stream: Path, batches: int = BATCHES, steps: int = STEPS, **anytime: Any) -> dict[str, Any]:
-    spec = make_recipe(stream / "mega-{n}", steps=steps, model=MODEL)
+def recipe(
+    stream: Path, batches: int = BATCHES, steps: int = STEPS, model: dict[str, Any] = MODEL, **anytime: Any
+) -> dict[str, Any]:
+    spec = make_recipe(stream / "mega-{n}", steps=steps, model=model)
     return {**spec, "anytime": {"megaBatches": batches, **anytime}}
 
 

@@ -36,9 +36,12 @@ def initialised(name: str, seed: int = 1) -> families.LanguageModel:
 def test_every_size_has_exactly_the_stated_parameters(name: str) -> None:
     config, model = PRESETS[name].config, _meta(name)
     assert sum(weight.numel() for weight in model.parameters()) == config.parameters().total
-    assert len(model.blocks) == config.layers
-    largest = max(sum(weight.numel() for weight in block.parameters()) for block in model.blocks)
-    assert largest == config.block_parameters()
+    for part in model.parts():
+        assert len(part.blocks) == config.layers
+        largest = max(sum(weight.numel() for weight in block.parameters()) for block in part.blocks)
+        assert largest == config.block_parameters()
+    trained = sum(weight.numel() for part in model.trained() for weight in part.parameters())
+    assert trained == config.trained_parameters
 
 
 def assert_spread(weight: Tensor, std: float, parameter: str) -> None:

@@ -26,6 +26,8 @@ CASES = (
     case("xlmr-tiny", **SMALL),
     case("opt-tiny", micro=4, plain=True, few={"outerGrad": "accumulate", "examples": 2}, **SMALL),
     case("opt-tiny", micro=4, plain=True, few={"outerGrad": "final", "examples": 2}, **SMALL),
+    case("ensemble-tiny", parallelism={"shard": "grad-op"}, micro_batches=2, plain=True, members=3, **SMALL),
+    case("growing-ensemble-tiny", plain=True, grown=2, **SMALL),
 )
 
 

@@ -50,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "moe": {"preset": "moe-tiny", "capacityFactor": 1.0},
     "moe dropless": {"preset": "moe-tiny", "capacity": "dropless"},
 }
-REFUSED = {"gmlp": "gmlp-tiny", "smlp": "smlp-tiny", "growing": "growing-tiny"}
+REFUSED = {"gmlp": "gmlp-tiny", "smlp": "smlp-tiny", "growing": "growing-tiny", "ensemble": "ensemble-tiny"}
 
 
 def _recipe(corpus: Path, model: str = "opt", tensor: int = 2, steps: int = STEPS, **changes: Any) -> dict[str, Any]:
@@ -300,6 +300,7 @@ def test_few_shot_learns_the_same(tmp_path: Path) -> None:
         ("gmlp", {}, "parallelism.tensor: must be 1 for gmlp-tiny, which has no attention heads to divide; use shard"),
         ("smlp", {}, "parallelism.tensor: must be 1 for smlp-tiny, .* share the experts out with parallelism.expert"),
         ("growing", {}, "parallelism.tensor: must be 1 for growing-tiny, which grows"),
+        ("ensemble", {}, "parallelism.tensor: must be 1 for ensemble-tiny, which is an ensemble; use shard"),
         (
             "opt", {"compile": True, "overrides": {"attentionDropout": 0.1}},
             "parallelism.tensor: not with compile and attention dropout: .*; set model.overrides.attentionDropout: 0",

@@ -10,7 +10,8 @@ from gang import SEQUENCE, SEQUENCES, Gang, make_recipe
 from reference import largest_difference
 from trireme_api.families import PRESETS
 
-TINY = sorted(name for name in PRESETS if name.endswith("-tiny"))
+TINY = sorted(name for name in PRESETS if name.endswith("-tiny") and name != "growing-ensemble-tiny")
+"""Left out: one member, which is gpt until it grows; test_ensemble.py has it grow."""
 CUT, STEPS = 3, 6
 TOKENS = SEQUENCES * SEQUENCE
 SHAPES: dict[str, dict[str, Any]] = {"growing-tiny": {"splits": "0,1;0,0"}}

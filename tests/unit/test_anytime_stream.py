@@ -90,8 +90,22 @@ def test_several_sources_keep_their_proportions() -> None:
         ({"anytime": {"megaBatches": 2, "waitfor": 1}}, "did you mean 'waitFor'?"),
         (
             {"anytime": {"megaBatches": 2, "growEvery": 1}, "model": {"preset": "gpt-tiny"}},
-            "anytime.growEvery: gpt-tiny cannot grow; set 0, or one of these as preset: growing-tiny, growing-125m",
+            "anytime.growEvery: gpt-tiny cannot grow; set 0, or one of these as preset: growing-tiny, growing-125m, "
+            "growing-ensemble-tiny",
         ),
+        (
+            {"anytime": {"megaBatches": 2, "growEvery": 1}, "model": {"preset": "ensemble-tiny"}},
+            "anytime.growEvery: ensemble-tiny cannot grow; set 0, or one of these as preset: growing-tiny",
+        ),
+        (
+            {"model": {"preset": "growing-ensemble-tiny", "overrides": {"members": 3}}},
+            "model.overrides.members: must be 1 for growing-ensemble-tiny, whose newest member alone is trained: 2 ",
+        ),
+        (
+            {"model": {"preset": "ensemble-tiny", "overrides": {"trains": "oldest"}}},
+            "model.overrides.trains: ",
+        ),
+        ({"model": {"preset": "ensemble-tiny", "overrides": {"members": 0}}}, "model.overrides.members: "),
     ],
 )
 def test_refused_in_one_line(changes: dict[str, Any], says: str) -> None:

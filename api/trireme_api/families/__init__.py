@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trireme_api.families import gmlp, gpt, growing, moe, normformer, opt, smlp, xglm, xlmr
+from trireme_api.families import ensemble, gmlp, gpt, growing, moe, normformer, opt, smlp, xglm, xlmr
 from trireme_api.families.base import ModelConfig, ParameterCount, Preset, PublishedRecipe
 from trireme_api.families.mixture import MixtureConfig
 from trireme_api.families.transformer import TransformerConfig
@@ -26,7 +26,7 @@ __all__ = [
     "palm_flops_per_token", "parameters", "resolve", "restore", "specify",
 ]
 
-_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer, growing, gmlp, smlp)
+_FAMILIES = (opt, gpt, moe, xglm, xlmr, normformer, growing, ensemble, gmlp, smlp)
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for family in _FAMILIES for preset in family.PRESETS}
@@ -112,14 +112,30 @@ def check_recipe(recipe: Recipe, path: str = "") -> ModelConfig:
             f"{path}compile",
             f"not with dropless experts, whose shapes follow the data; set {path}model.overrides.capacity: limited",
         )
-    if recipe.anytime is not None and recipe.anytime.grow_every and not isinstance(config, growing.GrowingConfig):
-        able = ", ".join(preset.name for preset in growing.PRESETS)
+    if recipe.anytime is not None and recipe.anytime.grow_every and not config.grows:
+        able = ", ".join(preset.name for preset in PRESETS.values() if preset.config.grows)
         raise InvalidSpec(
             f"{path}anytime.growEvery", f"{recipe.model.preset} cannot grow; set 0, or one of these as preset: {able}"
         )
+    if isinstance(config, ensemble.EnsembleConfig):
+        _check_ensemble(recipe, config, path)
     _check_experts(recipe, config, path)
     _check_tensor(recipe, config, path)
     return config
+
+
+def _check_ensemble(recipe: Recipe, config: ensemble.EnsembleConfig, path: str) -> None:
+    preset = recipe.model.preset
+    if recipe.objective != "causal-lm":
+        raise InvalidSpec(
+            f"{path}objective", f"must be causal-lm for {preset}, an ensemble; got {recipe.objective}"
+        )
+    if config.grows and config.members > 1:
+        raise InvalidSpec(
+            f"{path}model.overrides.members",
+            f"must be 1 for {preset}, whose newest member alone is trained: {config.members - 1} would stay as they "
+            f"were drawn; {path}anytime.growEvery adds the others, or set {path}model.overrides.trains: all",
+        )
 
 
 def _check_experts(recipe: Recipe, config: ModelConfig, path: str) -> None:
@@ -152,9 +168,9 @@ def _check_tensor(recipe: Recipe, config: ModelConfig, path: str) -> None:
             f"{ranks} goes not with {path}parallelism.expert: {recipe.parallelism.expert}; tensor shares out experts "
             "too, set one of both to 1",
         )
-    grows = isinstance(config, growing.GrowingConfig)
-    if not isinstance(config, TransformerConfig) or grows:
-        why = "grows" if grows else "has no attention heads to divide"
+    if not isinstance(config, TransformerConfig) or config.grown_by:
+        divisible = isinstance(config, TransformerConfig)
+        why = "has no attention heads to divide" if not divisible else "grows" if config.grows else "is an ensemble"
         instead = f"share the experts out with {path}parallelism.expert" if hasattr(config, "experts") else "use shard"
         raise InvalidSpec(where, f"must be 1 for {preset}, which {why}; {instead}")
     numbers = {"heads": config.heads, "feedForwardWidth": config.feed_forward_width}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -48,6 +48,9 @@ class ModelConfig(Spec):
     causal: ClassVar[bool] = True
     """Whether a token sees only itself and what precedes it."""
 
+    grown_by: ClassVar[str] = ""
+    """The field that changes when a model of the family grows (`recipe.anytime.growEvery`); empty: none can."""
+
     vocabulary_size: PositiveInt
     maximum_positions: PositiveInt
     """The longest sequence the model can take."""
@@ -55,6 +58,38 @@ class ModelConfig(Spec):
     width: PositiveInt
     """Of the residual stream (the papers' d or h)."""
     dropout: float = Field(ge=0, lt=1)
+
+    @property
+    def grows(self) -> bool:
+        """Whether this model can."""
+        return bool(self.grown_by)
+
+    @property
+    def growths(self) -> int:
+        """How often it has grown."""
+        return 0
+
+    def grown(self, times: int) -> Self:
+        """As after so many times more; of what sizes and costs depend on, it makes no odds where. Raises ValueError
+        where it cannot grow."""
+        if times:
+            raise ValueError(f"{self.family} cannot grow")
+        return self
+
+    @property
+    def member(self) -> ModelConfig:
+        """Of an ensemble one of its models; else the model itself."""
+        return self
+
+    @property
+    def turns(self) -> int:
+        """Of an ensemble the members that a step trains, one after the other; else 1."""
+        return 1
+
+    @property
+    def trained_parameters(self) -> int:
+        """Those with gradients and moments."""
+        return self.turns * self.member.parameters().total
 
     @abstractmethod
     def parameters(self) -> ParameterCount:

@@ -21,6 +21,7 @@ _TREES = re.compile(r"\d+(,\d+)*(;\d+(,\d+)*)*")
 
 class GrowingConfig(GptConfig):
     family: ClassVar[str] = "growing"
+    grown_by: ClassVar[str] = "splits"
 
     splits: str = Field(default="", max_length=65536)
     """How each layer has grown: layers apart by `;`, in each the expert that every split divided, by `,`, from 0.
@@ -59,7 +60,6 @@ class GrowingConfig(GptConfig):
         return GrowingConfig.model_validate({**self.model_dump(), "splits": splits})
 
     def grown(self, times: int) -> GrowingConfig:
-        """As after so many splits of every layer: of the experts' sizes and costs it makes no odds which are split."""
         tail = (0,) * times
         splits = ";".join(",".join(str(expert) for expert in (*tree, *tail)) for tree in self.trees())
         return GrowingConfig.model_validate({**self.model_dump(), "splits": splits if times or self.splits else ""})

@@ -49,8 +49,16 @@ def state_memory(config: ModelConfig, shards: int = 1) -> StateMemory:
     """`shards`: ranks one copy of the model is spread over; the largest shard where they do not divide evenly."""
     if shards < 1:
         raise ValueError(f"shards must be at least 1, got {shards}")
-    one = MASTER_BYTES * -(-config.parameters().total // shards)
-    return StateMemory(weights=one, gradients=one, optimizer=2 * one)
+    weights, trained = (
+        MASTER_BYTES * -(-number // shards) for number in (config.parameters().total, config.trained_parameters)
+    )
+    return StateMemory(weights=weights, gradients=trained, optimizer=2 * trained)
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """Of one checkpoint: weights and both moments, fp32."""
+    state = state_memory(config)
+    return state.weights + state.optimizer
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,26 @@ class Moment:
 def peak(config: ModelConfig, spread: Spread, one: Pass, places: int | None = None) -> Moment:
     """The moment of a step with the most bytes. `places`: of the micro-batch's tokens those with logits; left out:
     all."""
-    return max(_Timeline(config, spread, one, places or one.tokens).moments(), key=lambda moment: moment.total)
+    alone = max(_Timeline(config.member, spread, one, places or one.tokens).moments(), key=lambda moment: moment.total)
+    return alone if config.member is config else _beside_others(config, spread, one, alone)
+
+
+def _beside_others(config: ModelConfig, spread: Spread, one: Pass, alone: Moment) -> Moment:
+    """The last member's turn: of the others there are weights and moments, and of those that had their turn gradients,
+    whole ones and gathered parameters where these are kept between micro-batches."""
+    whole, member = state_memory(config, spread.shards), state_memory(config.member, spread.shards)
+    kept = spread.reductions > 1 and spread.accumulates_locally
+    had_turns = (config.turns - 1) * config.member.parameters().total
+    gradients = MASTER_BYTES * had_turns if kept else whole.gradients - member.gradients
+    gathered = one.value_bytes * had_turns if kept and not spread.reshards else 0
+    return Moment(
+        when=alone.when,
+        weights=alone.weights + whole.weights - member.weights,
+        optimizer=alone.optimizer + whole.optimizer - member.optimizer,
+        gradients=alone.gradients + gradients,
+        activations=alone.activations,
+        unsharded=alone.unsharded + gathered,
+    )
 
 
 class _Timeline:

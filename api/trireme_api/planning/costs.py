@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from trireme_api import carbon
 from trireme_api.carbon import JOULES_PER_KILOWATT_HOUR, Range
+from trireme_api.carbon.policy import CarbonPolicy
 from trireme_api.devices import Board
-from trireme_api.layout import BYTES_PER_PARAMETER
+from trireme_api.families.memory import checkpoint_bytes
 from trireme_api.planning.setting import Setting
 from trireme_api.reliability import FAILURE_RATES, goodput, young
 
@@ -41,7 +42,7 @@ class Footprint:
 
 
 def footprint(
-    setting: Setting, board: Board, seconds: float, tokens: float, policy: carbon.policy.CarbonPolicy | None
+    setting: Setting, board: Board, seconds: float, tokens: float, policy: CarbonPolicy | None
 ) -> Footprint:
     """Of all devices for `seconds`. Raises carbon.UnknownZone."""
     watts = GPU_POWER * board.watts + HOST_POWER * board.host_watts
@@ -71,7 +72,7 @@ class Checkpoint:
 
 
 def checkpoint(setting: Setting, storage: float = STORAGE) -> Checkpoint:
-    size = float(BYTES_PER_PARAMETER * setting.config.parameters().total)
+    size = float(checkpoint_bytes(setting.config))
     # One group of ranks has all of it; all ranks of that group write and copy at once.
     writers = -(-setting.shards // setting.per_node)
     return Checkpoint(size, size / (writers * storage), size / setting.shards / HOST_COPY)

@@ -8,7 +8,6 @@ from typing import Any
 from trireme_api.devices import Board
 from trireme_api.families import ModelConfig, check_recipe, resolve
 from trireme_api.families.activations import Pass
-from trireme_api.families.growing import GrowingConfig
 from trireme_api.families.memory import Moment, Spread, compute_bytes, peak
 from trireme_api.fewshot import most_answers, tasks_of
 from trireme_api.recipe import Recipe
@@ -42,7 +41,7 @@ class Setting:
         """With the model of each size that the run trains, from the first on, and its optimiser steps: with `anytime` a
         model may grow between sessions, else it has one size."""
         stream, base = self.recipe.stream, resolve(self.recipe.model)
-        if stream is None or not isinstance(base, GrowingConfig):
+        if stream is None or not base.grows:
             return [(self, self.recipe.total_steps)]
         steps: dict[int, int] = {}
         for session in stream:

@@ -50,14 +50,14 @@ def _seconds(inside: float, outside: float, board: Board) -> float:
 
 
 def of(setting: Setting) -> Traffic:
-    config, spread, parallelism = setting.config, setting.spread, setting.recipe.parallelism
+    config, spread, parallelism = setting.config.member, setting.spread, setting.recipe.parallelism
     low, shards, experts = compute_bytes(setting.recipe.precision), spread.shards, spread.experts
     units = [config.unit(index) for index in range(config.layers)]
     root = config.parameters().total - sum(unit.shared + unit.routed for unit in units)
     dense = sum(unit.gathered(spread.tensor) for unit in units)
     routed = sum(unit.gathered_experts(experts, spread.tensor) for unit in units)
     kept = root / shards + sum(unit.kept(shards, spread.tensor) for unit in units)
-    times = setting.passes
+    times, turns = setting.passes, setting.config.turns
 
     def received(blocks: float, outer: float) -> float:
         """Parameters that a rank receives when every unit is gathered `blocks` times, the root `outer` times."""
@@ -66,12 +66,12 @@ def of(setting: Setting) -> Traffic:
 
     kept_between = spread.accumulates_locally and not spread.reshards
     passes = 1 if kept_between else times
-    gathers = low * received(passes * (2 if spread.reshards else 1), passes)
+    gathers = turns * low * received(passes * (2 if spread.reshards else 1), passes)
     sums = 1 if spread.accumulates_locally else spread.reductions
-    inside_group = MASTER_BYTES * received(sums, sums)
+    inside_group = turns * MASTER_BYTES * received(sums, sums)
     groups = setting.ranks // shards
     between_often = 1 if parallelism.accumulation != "communicate" else spread.reductions
-    between = 2 * _ring(groups) * MASTER_BYTES * kept * between_often
+    between = turns * 2 * _ring(groups) * MASTER_BYTES * kept * between_often
     tokens = 0.0
     if experts > 1:
         rows = setting.micro_batch.tokens * _rows(setting)

@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from trireme_api.anytime import Session, Stream, numbered
-from trireme_api.families import ModelConfig, restore
-from trireme_api.families.growing import GrowingConfig
+from trireme_api.families import ModelConfig
 from trireme_api.protocol import CheckpointRef
 from trireme_api.recipe import Recipe
 
-from trireme_trainer.anytime.language import UNITS, carry_over, most_used, watch_usage
+from trireme_trainer.anytime.capacity import as_grown, difference, larger
+from trireme_trainer.anytime.language import UNITS, carry_over
 from trireme_trainer.checkpoint import CheckpointStore
 from trireme_trainer.checkpoint.loader import load_newest
 from trireme_trainer.checkpoint.ranks import Ranks
@@ -85,7 +84,7 @@ class Course:
         found = load_newest(store, ranks, {}, strict=False) if there else None
         if found is not None:
             step, sessions = found.step, list(found.meta.get("anytime", {}).get("sessions", []))
-            config = _as_grown(base, found.meta)
+            config = as_grown(base, found.meta.get("model", {}))
             pulse.beat(step=step, checkpoint=CheckpointRef(step=step, path=found.path))
         course = cls(recipe, config, step, sessions)
         if found is not None and step:
@@ -102,12 +101,12 @@ class Course:
 
     @property
     def grows(self) -> bool:
-        return self.begins and self.session.growths > _growths(self.config) - self._base_growths
+        return self.begins and self.session.growths > self.config.growths - self._base_growths
 
     @property
     def _base_growths(self) -> int:
         """The preset may have grown before this run."""
-        return int(self._sessions[0]["growths"]) if self._sessions else _growths(self.config)
+        return int(self._sessions[0]["growths"]) if self._sessions else self.config.growths
 
     def _missing(self) -> str:
         for source in self.data.data.sources:
@@ -145,34 +144,26 @@ class Course:
         self, model: LanguageModel, optimizer: Optimizer, samples: Mixture, world: World, reporter: Reporter,
         make: Callable[[ModelConfig], tuple[LanguageModel, Optimizer]],
     ) -> tuple[ModelConfig, LanguageModel, Optimizer]:  # fmt: skip
-        """Splits the most used expert of every layer; function, weights and moments stay. Collective; for a moment both
-        models lie sharded on the ranks."""
-        small = self.config
-        assert isinstance(small, GrowingConfig)
-        blocks = self._held_out(samples)
-        used = measure(model, blocks, world)
-        chosen = most_used(used)
-        config = small.split(chosen)
-        larger, its_optimizer = make(config)
-        initialise(larger, self._recipe.seed)
+        """By an expert more in every layer, or a member more; what is trained is the same function, with its moments.
+        Collective; for a moment both models lie sharded on the ranks."""
+        how = larger(model, lambda: self._held_out(samples), world)
+        grown, its_optimizer = make(how.config)
+        initialise(grown, self._recipe.seed)
         before, after = optimizer.state_dict(), its_optimizer.state_dict()
-        carry_over(model_state(model), chosen, model_state(larger))
+        carry_over(model_state(model), how.parent, model_state(grown))
         for kind in ("exp_avg", "exp_avg_sq"):
-            carry_over(before[kind], chosen, after[kind])
+            carry_over(before[kind], how.parent, after[kind])
         its_optimizer.loaded(before)
-        changed = _difference(model, larger, blocks[0].to(world.device))
+        some = torch.from_numpy(samples.sample(0)[:-1]).unsqueeze(0)
+        changed = difference(model, grown, some.to(world.device))
         allowed = UNITS[self._recipe.precision]
         if changed > allowed:
             raise RuntimeError(f"growth changed a logit by {changed:.1e} of the largest, more than {allowed:.0e}")
-        shares = [[round(share, 6) for share in layer] for layer in used]
-        total = config.parameters().total
-        reporter.event(
-            "grown", step=self.step, split=list(chosen), usage=shares, difference=changed, parameters=total,
-            splits=config.splits,
-        )  # fmt: skip
-        log.info("grown to %s parameters, %d experts a layer", f"{total:,}", config.growths + 1)
-        self.config = config
-        return config, larger, its_optimizer
+        total = how.config.parameters().total
+        reporter.event("grown", step=self.step, difference=changed, parameters=total, **how.told)
+        log.info("grown to %s parameters, %s", f"{total:,}", how.size)
+        self.config = how.config
+        return how.config, grown, its_optimizer
 
     def _held_out(self, samples: Mixture) -> list[Tensor]:
         """Up to BLOCKS of them, [1, length] each, evenly from what the new mega-batches hold out."""
@@ -195,7 +186,7 @@ class Course:
         that stays the same, how wrong it is. `flops_per_token`: of training."""
         trained = (self.session.end_step - self.session.first_step) * self._recipe.batch.tokens
         row: dict[str, Any] = {
-            "megaBatches": self.session.new.stop - 1, "step": self.session.end_step, "growths": _growths(self.config),
+            "megaBatches": self.session.new.stop - 1, "step": self.session.end_step, "growths": self.config.growths,
             "parameters": self.config.parameters().total, "flops": flops_per_token * trained,
         }  # fmt: skip
         fixed = len(self._recipe.evaluation.sources) if self._recipe.evaluation else 0
@@ -220,64 +211,3 @@ def cumulative(sessions: list[dict[str, Any]]) -> dict[str, float]:
         if "nats" in row:
             sums["nats"] = sums.get("nats", 0.0) + times * row["nats"]
     return sums
-
-
-@torch.no_grad()
-def measure(model: LanguageModel, blocks: list[Tensor], world: World) -> list[list[float]]:
-    """By layer and expert: its mean share over all `blocks`, dealt to the ranks. Collective.
-
-    A block is taken through the model by itself, so that its shares do not depend on the number of ranks."""
-    mine: list[list[float]] = []
-    turns = -(-len(blocks) // world.data_size)
-    was = model.training
-    model.eval()
-    for turn in range(turns):
-        number = turn * world.data_size + world.data_rank
-        # Every rank makes every turn, for each gathers the others' shards; what is too many counts nothing.
-        block = blocks[min(number, len(blocks) - 1)].to(world.device)
-        with watch_usage(model) as found:
-            model(block)
-        weight = 1.0 / len(blocks) if number < len(blocks) else 0.0
-        mine = _added(mine, found, weight)
-    model.train(was)
-    flat = world.sum([share for layer in mine for share in layer]).tolist()
-    return [[flat.pop(0) for _ in layer] for layer in mine]
-
-
-def _added(sums: list[list[float]], found: list[list[float]], weight: float) -> list[list[float]]:
-    if not sums:
-        return [[weight * share for share in layer] for layer in found]
-    return [
-        [total + weight * share for total, share in zip(totals, layer, strict=True)]
-        for totals, layer in zip(sums, found, strict=True)
-    ]
-
-
-@torch.no_grad()
-def _difference(before: LanguageModel, after: LanguageModel, tokens_BT: Tensor) -> float:
-    """Largest change of a logit, relative to the largest logit. Collective."""
-    modes = before.training, after.training
-    before.eval()
-    after.eval()
-    first = before(tokens_BT).float()
-    changed = (after(tokens_BT).float() - first).abs().max() / first.abs().max()
-    before.train(modes[0])
-    after.train(modes[1])
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(changed, dist.ReduceOp.MAX)
-    return float(changed)
-
-
-def _growths(config: ModelConfig) -> int:
-    return config.growths if isinstance(config, GrowingConfig) else 0
-
-
-def _as_grown(base: ModelConfig, meta: Mapping[str, Any]) -> ModelConfig:
-    """The recipe's model, grown as the checkpoint's is; whether the rest is the same is checked when it is loaded."""
-    saved = meta.get("model")
-    if not isinstance(base, GrowingConfig) or not isinstance(saved, Mapping):
-        return base
-    then = restore(saved)
-    if not isinstance(then, GrowingConfig) or then.layers != base.layers:
-        return base
-    return GrowingConfig.model_validate({**base.model_dump(), "splits": then.splits})

@@ -7,7 +7,7 @@ In this process alone, whole: memory for the model before and after with both mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +36,12 @@ TOLERANCE = 1e-4
 UNITS = {"fp32": TOLERANCE, "bf16": 5e-2, "fp16": 1e-2}
 """The same by the precision that is computed in."""
 _EXPERT = re.compile(r"(blocks\.(\d+)\.feed_forward\.experts\.)(\d+)(\..+)")
+_MEMBER = re.compile(r"members\.(\d+)\.(.+)")
 
 Weights = dict[str, Tensor]
+Parent = Callable[[str], str | None]
+"""Of a parameter that only the grown model has: the one of the smaller model that it begins as a copy of; None: of
+none."""
 
 
 class GrowthError(ValueError):
@@ -74,7 +78,8 @@ def grow_checkpoint(
         raise CheckpointError(f"{target}: holds checkpoints already; name an empty or new directory")
     config = describe(held_in, step)
     if not isinstance(config, GrowingConfig):
-        raise GrowthError(f"{source}: {config.family} cannot grow; train a preset of the family growing")
+        inside = "grows inside a run (recipe.anytime)" if config.grows else "cannot grow"
+        raise GrowthError(f"{source}: {config.family} {inside}; train a preset of the family growing")
     model = _model(config)
     weights = dict(model.named_parameters())
     moments = {kind: {name: torch.empty_like(w) for name, w in weights.items()} for kind in ("exp_avg", "exp_avg_sq")}
@@ -111,8 +116,9 @@ def divide(values: Mapping[str, Tensor], chosen: tuple[int, ...], bigger: Langua
     """`values` by parameter name of the smaller model → of `bigger`: a new expert has those of the expert `chosen` in
     its layer; a new gate its initial value, or zeros without a seed."""
     out: Weights = {}
+    parent = expert_of_split(chosen)
     for name, parameter in bigger.named_parameters():
-        found = origin(values, name, chosen)
+        found = origin(values, name, parent)
         if found is not None:
             out[name] = found.clone()
         elif seed is None:
@@ -122,24 +128,38 @@ def divide(values: Mapping[str, Tensor], chosen: tuple[int, ...], bigger: Langua
     return out
 
 
-def origin(values: Mapping[str, Tensor], name: str, chosen: tuple[int, ...]) -> Tensor | None:
+def expert_of_split(chosen: tuple[int, ...]) -> Parent:
+    """A new expert is a copy of the expert `chosen` in its layer, a new gate of nothing."""
+
+    def parent(name: str) -> str | None:
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            return None
+        head, layer, _, tail = match.groups()
+        return f"{head}{chosen[int(layer)]}{tail}"
+
+    return parent
+
+
+def member_before(name: str) -> str | None:
+    """A new member is a copy of the one that was the newest."""
+    match = _MEMBER.fullmatch(name)
+    return f"members.{int(match[1]) - 1}.{match[2]}" if match else None
+
+
+def origin(values: Mapping[str, Tensor], name: str, parent: Parent) -> Tensor | None:
     """Of the smaller model's `values`, the one that the parameter `name` of the grown model begins with: its own, or
-    for a new expert that of the expert `chosen` in its layer; None for a new gate."""
-    if name in values:
-        return values[name]
-    match = _EXPERT.fullmatch(name)
-    if match is None:
-        return None
-    head, layer, _, tail = match.groups()
-    return values[f"{head}{chosen[int(layer)]}{tail}"]
+    that of its parent; None for what has none."""
+    known: str | None = name if name in values else parent(name)
+    return None if known is None else values[known]
 
 
 @torch.no_grad()
-def carry_over(values: Mapping[str, Tensor], chosen: tuple[int, ...], into: Mapping[str, Tensor]) -> None:
-    """Like `divide`, in place and without communication: copies of an expert are sharded as it is, so each rank copies
-    its own part. New gates are left as they are."""
+def carry_over(values: Mapping[str, Tensor], parent: Parent, into: Mapping[str, Tensor]) -> None:
+    """Values of the smaller model into those of the grown one, in place and without communication: copies are sharded
+    as what they are copies of, so each rank copies its own part. What has no parent is left as it is."""
     for name, target in into.items():
-        found = origin(values, name, chosen)
+        found = origin(values, name, parent)
         if found is not None:
             _local(target).copy_(_local(found))
 

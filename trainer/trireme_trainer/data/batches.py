@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -30,6 +31,11 @@ class Batch:
         """On the device; a copy from pinned memory is only queued."""
         tokens, targets = (t.to(device, non_blocking=True) for t in (self.tokens, self.targets))
         return replace(self, tokens=tokens, targets=targets)
+
+    def shared_out(self, members: int) -> list[Batch]:
+        """Of a batch made for so many members of an ensemble, the rows of each."""
+        rows = zip(self.tokens.chunk(members), self.targets.chunk(members), strict=True)
+        return [Batch(tokens, targets) for tokens, targets in rows]
 
     def pinned(self) -> Self:
         """In pinned host memory, for copies to a GPU that wait for nothing."""
@@ -93,20 +99,28 @@ class Batches(ABC):
 
 
 class TextBatches(Batches):
-    """Blocks of a mixture: each token's target is the next."""
+    """Blocks of a mixture: each token's target is the next.
 
-    def __init__(self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False) -> None:
+    `further`: the same blocks in the orders of an ensemble's other members; their rows follow, member by member.
+    """
+
+    def __init__(
+        self, mixture: Mixture, recipe: Recipe, rank: int, world: int, pin_memory: bool = False,
+        further: Sequence[Mixture] = (),
+    ) -> None:  # fmt: skip
         super().__init__(recipe.dealt(world), rank, pin_memory)
         self.mixture = mixture
+        self._orders = [mixture, *further]
 
     def make(self, indices: list[int | None]) -> Batch:
         length = self.mixture.sequence_length
-        blocks = np.full((len(indices), length + 1), self.mixture.end_of_document, dtype=np.int64)
-        for row, index in enumerate(indices):
+        wanted = [(order, index) for order in self._orders for index in indices]
+        blocks = np.full((len(wanted), length + 1), self.mixture.end_of_document, dtype=np.int64)
+        for row, (order, index) in enumerate(wanted):
             if index is not None:
-                blocks[row] = self.mixture.sample(index)
+                blocks[row] = order.sample(index)
         tokens = torch.from_numpy(np.ascontiguousarray(blocks[:, :-1]))
         targets = torch.from_numpy(np.ascontiguousarray(blocks[:, 1:]))
-        padding = [row for row, index in enumerate(indices) if index is None]
+        padding = [row for row, (_, index) in enumerate(wanted) if index is None]
         targets[padding] = IGNORED
         return Batch(tokens, targets)

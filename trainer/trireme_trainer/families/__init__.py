@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trireme_api.families import ModelConfig
+from trireme_api.families.ensemble import EnsembleConfig
 from trireme_api.families.gmlp import GmlpConfig
 from trireme_api.families.gpt import GptConfig
 from trireme_api.families.growing import GrowingConfig
@@ -14,6 +15,7 @@ from trireme_api.families.xglm import XglmConfig
 from trireme_api.families.xlmr import XlmrConfig
 
 from trireme_trainer.families.base import Head, LanguageModel, Project
+from trireme_trainer.families.ensemble import EnsembleModel
 from trireme_trainer.families.gmlp import GmlpModel
 from trireme_trainer.families.gpt import GptModel
 from trireme_trainer.families.growing import GrowingModel
@@ -46,6 +48,8 @@ def build(config: ModelConfig) -> LanguageModel:
             return MoeModel(config)
         case NormFormerConfig():
             return NormFormerModel(config)
+        case EnsembleConfig():
+            return EnsembleModel(config)
         case GrowingConfig():
             return GrowingModel(config)
         case SmlpConfig():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -41,6 +41,15 @@ class LanguageModel(nn.Module):
     shared_positions: Positions | None = None
     """Set where other ranks have the same hidden states. A gradient of what lies outside the blocks is then divided by
     their number, for each is taken to have all of it."""
+
+    def parts(self) -> Sequence[LanguageModel]:
+        """Of an ensemble its members; else the model itself. Each is spread over ranks, called and trained by itself:
+        outside of them there are no parameters."""
+        return [self]
+
+    def trained(self) -> Sequence[LanguageModel]:
+        """Of these, the ones that learn, each from a loss of its own."""
+        return self.parts()
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, head: Head | None = None, mask_BT: Tensor | None = None) -> Tensor:

@@ -27,13 +27,14 @@ def shard_model(
     model: LanguageModel, recipe: Recipe, mesh: DeviceMesh, device: torch.device, compile_backend: str,
     expert_mesh: DeviceMesh | None = None, tensor_mesh: DeviceMesh | None = None,
 ) -> None:  # fmt: skip
-    """Makes `model` an FSDP module on `device`, in place. Its parameters are memory without values afterwards.
+    """Makes each part of `model` (of most: itself) an FSDP module on `device`, in place. Its parameters are memory
+    without values afterwards.
 
     With `expert_mesh` (see `build_expert_mesh`) the experts of each mixture are a unit of their own, spread over its
     dimension "expert" and by FSDP over the others. With `tensor_mesh` (see `build_tensor_mesh`) the layers in the
     blocks are, and FSDP has its other dimensions for all of a block.
     """
-    blocks: Sequence[nn.Module] = list(model.blocks)
+    blocks: Sequence[nn.Module] = [block for part in model.parts() for block in part.blocks]
     if tensor_mesh is not None:
         divide_layers(model, tensor_mesh["tensor"])
     if expert_mesh is not None:
@@ -49,20 +50,23 @@ def shard_model(
                 part.compile(backend=compile_backend, fullgraph=True)
     reshard = recipe.parallelism.reshards_after_forward
     policy = _precision(recipe)
-    units: list[list[FSDPModule]] = []
     of_blocks = mesh if tensor_mesh is None else _without(tensor_mesh, "tensor")
-    for block in blocks:
-        inner = [_shard_experts(experts, expert_mesh, policy, reshard) for experts in experts_of(block) if expert_mesh]
-        units.append([fully_shard(block, mesh=of_blocks, mp_policy=policy, reshard_after_forward=reshard), *inner])
-    # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
-    root = fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    set_prefetch(root, units, recipe.parallelism.prefetch)
+    roots: list[FSDPModule] = []
+    for part in model.parts():
+        units: list[list[FSDPModule]] = []
+        for block in part.blocks:
+            inner = [_shard_experts(one, expert_mesh, policy, reshard) for one in experts_of(block) if expert_mesh]
+            units.append([fully_shard(block, mesh=of_blocks, mp_policy=policy, reshard_after_forward=reshard), *inner])
+        # Embeddings (tied to the output layer) and the last norm stay gathered until backward: it needs them first.
+        roots.append(fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False))
+        set_prefetch(roots[-1], units, recipe.parallelism.prefetch)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     # Outside the blocks the ranks of a tensor group compute the same: each has the gradient of all their tokens.
-    root.set_gradient_divide_factor(float(recipe.parallelism.tensor))
+    for root in roots:
+        root.set_gradient_divide_factor(float(recipe.parallelism.tensor))
     model.to_empty(device=device)
 
 
@@ -101,9 +105,8 @@ class Accumulation:
     so between micro-batches too, where gradients do.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        assert isinstance(model, FSDPModule)
-        self._model = model
+    def __init__(self, model: LanguageModel, recipe: Recipe) -> None:
+        self._roots = [part for part in model.trained() if isinstance(part, FSDPModule)]
         spec = recipe.parallelism
         self._local = spec.accumulates_locally
         self._between_groups_last = spec.accumulation == "auto" and spec.shard == "hybrid"
@@ -115,17 +118,18 @@ class Accumulation:
         return lambda: self.before(next(numbers), count)
 
     def before(self, index: int, count: int) -> None:
-        """Call before the forward pass `index` of the `count` of a step."""
+        """Call before the forward pass `index` of the `count` of a step; of an ensemble, of each of its members."""
         if count == 1:
             return
         last = index == count - 1
-        self._model.set_is_last_backward(last)
-        if self._between_groups_last:
-            self._model.set_requires_all_reduce(last)
-        if self._local:
-            self._model.set_requires_gradient_sync(last)
-        if self._keep_parameters:
-            self._model.set_reshard_after_backward(last)
+        for root in self._roots:
+            root.set_is_last_backward(last)
+            if self._between_groups_last:
+                root.set_requires_all_reduce(last)
+            if self._local:
+                root.set_requires_gradient_sync(last)
+            if self._keep_parameters:
+                root.set_reshard_after_backward(last)
 
 
 def _recomputing(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
