@@ -25,7 +25,7 @@ import torch
 from trireme_api.families.growing import GrowingConfig
 from trireme_api.recipe import DataSource
 from trireme_trainer.anytime.language import divide, most_used, usage
-from trireme_trainer.anytime.learners import Ensemble, Learner, Single
+from trireme_trainer.anytime.learners import Ensemble, GrowingEnsemble, Learner, Single
 from trireme_trainer.anytime.loop import run as stream_through
 from trireme_trainer.anytime.session import Data, Fit, nats
 from trireme_trainer.anytime.stream import Plan
@@ -81,6 +81,9 @@ LEARNERS: dict[str, tuple[Callable[[Fit, int], Learner], Plan]] = {
     f"single, width {LARGE}": (lambda fit, seed: Single(network(LARGE), fit, seed), Plan(MEGA_BATCHES)),
     f"replay, width {SMALL}": (lambda fit, seed: Single(network(SMALL), fit, seed), Plan(MEGA_BATCHES, replay=1.0)),
     f"ensemble of 3, width {SMALL}": (lambda fit, seed: Ensemble(network(SMALL), fit, seed), Plan(MEGA_BATCHES)),
+    f"growing ensemble, width {SMALL}": (
+        lambda fit, seed: GrowingEnsemble(network(SMALL), fit, seed), Plan(MEGA_BATCHES),
+    ),
     f"growing mixture, width {SMALL}": (lambda fit, seed: Growing(network(SMALL), fit, seed), Plan(MEGA_BATCHES)),
     f"single, width {SMALL}, w = {MEGA_BATCHES}": (
         lambda fit, seed: Single(network(SMALL), fit, seed), Plan(MEGA_BATCHES, wait=MEGA_BATCHES),
