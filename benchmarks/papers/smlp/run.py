@@ -1,10 +1,11 @@
 """Sparse all-MLP (2203.06850) in miniature: against dense models and Transformer mixtures at equal FLOPs per token.
 
-    python benchmarks/papers/smlp/run.py             # minutes on one idle core
+    python benchmarks/papers/smlp/run.py             # a quarter of an hour on one idle core
     python benchmarks/papers/smlp/run.py --steps 2000 --layers 12 --width 256   # where there is a GPU or time
 
-All have the same width, number of blocks, batches and learning rate; one inner width of each is set so that a token
-costs as many forward FLOPs as in the dense Transformer.
+All have the same width, number of blocks, batches and steps; one inner width of each is set so that a token costs as
+many forward FLOPs as in the dense Transformer. Of the same few rates each model has the best on a seed that is not
+measured.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trireme_trainer.layers.auxiliary import set_share
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import learning
-from miniature import Miniature, Options, Run, Runs, english, main, seeds, spread
+from miniature import TUNING, Miniature, Options, Run, Runs, best, english, main, seeds, spread
 
 VOCABULARY, LENGTH, ROWS, EXPERTS = 512, 64, 8, 8
 HELD_OUT, HELD_OUT_ON_THE_WAY = 128, 32
@@ -46,6 +47,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "BASE": ("moe-tiny", {**MIXED, "router": "base"}, "feedForwardWidth", 2),
     "sMLP, deterministic": ("smlp-tiny", SPARSE, "innerWidth", 2 * EXPERTS),
     "sMLP, partial": ("smlp-tiny", {**SPARSE, "spatialRouting": "partial"}, "innerWidth", 2 * EXPERTS),
+    "sMLP, Switch's router": ("smlp-tiny", {**SPARSE, "router": "top-1"}, "innerWidth", 2 * EXPERTS),
 }
 
 
@@ -74,13 +76,13 @@ def _shape(preset: str, options: Options) -> dict[str, Any]:
     return shape
 
 
-def recipe(options: Options, name: str, seed: int, corpus: Path) -> Recipe:
+def recipe(options: Options, name: str, rate: float, seed: int, corpus: Path) -> Recipe:
     tokens = ROWS * LENGTH
     return Recipe.model_validate({
         "model": model_of(name, options),
         "data": {"sources": [{"path": str(corpus)}], "sequenceLength": LENGTH},
         "batch": {"tokens": tokens, "micro": ROWS},
-        "optimizer": {"learningRate": options.rate, "betas": [0.9, 0.98], "weightDecay": 0.01, "clip": 0},
+        "optimizer": {"learningRate": rate, "betas": [0.9, 0.98], "weightDecay": 0.01, "clip": 0},
         "schedule": {"warmupTokens": options.steps // 10 * tokens, "finalFraction": 0.0},
         "precision": "fp32",
         "until": {"steps": options.steps},
@@ -88,18 +90,18 @@ def recipe(options: Options, name: str, seed: int, corpus: Path) -> Recipe:
     })  # fmt: skip
 
 
-def run(options: Options, name: str, seed: int, corpus: Path) -> Run:
+def run(options: Options, name: str, rate: float, seed: int, corpus: Path) -> Run:
     """One training: held-out loss at the end and on the way, in nats per token. Every router at evaluation: nothing
     dropped, BASE greedy, no position sees ahead."""
-    spec = recipe(options, name, seed, corpus)
+    spec = recipe(options, name, rate, seed, corpus)
     learner = learning.Learner(spec)
     set_share(learner.model, torch.ones((), device=learning.DEVICE))
     curve = []
     for step, _ in learner.steps():
         if step % (spec.total_steps // POINTS) == 0 and step < spec.total_steps:
-            curve.append([step, round(learner.held_out(HELD_OUT_ON_THE_WAY), 4)])
-    final = learner.held_out(HELD_OUT)
-    curve.append([spec.total_steps, round(final, 4)])
+            curve.append([step, learning.finite(learner.held_out(HELD_OUT_ON_THE_WAY), 4)])
+    final = learning.finite(learner.held_out(HELD_OUT))
+    curve.append([spec.total_steps, final])
     config = learner.config
     return {
         "heldOutLoss": final, "curve": curve,
@@ -110,6 +112,16 @@ def run(options: Options, name: str, seed: int, corpus: Path) -> Run:
 def _parameters(config: ModelConfig) -> dict[str, int]:
     count = config.parameters()
     return {"parameters": count.total, "activated": count.activated}
+
+
+def best_rate(options: Options, runs: Runs, name: str) -> float:
+    return best(options.rates, lambda rate: runs[key(name, rate, TUNING)]["heldOutLoss"])
+
+
+def measured(options: Options, runs: Runs, name: str) -> list[Run]:
+    """At its own rate, by seed."""
+    rate = best_rate(options, runs, name)
+    return [runs[key(name, rate, seed)] for seed in seeds(options)]
 
 
 def steps_to(curve: list[list[float]], target: float) -> float | None:
@@ -126,20 +138,28 @@ def steps_to(curve: list[list[float]], target: float) -> float | None:
 
 def table(options: Options, runs: Runs) -> list[str]:
     lines = [
-        "| model | parameters | activated | MFLOP a token | held-out loss | less than dense, by seed | "
-        "steps to dense's loss | s a run |",
-        "|---|--:|--:|--:|--:|---|--:|--:|",
+        f"| held-out loss, seed {TUNING} | " + " | ".join(f"rate {rate:g}" for rate in options.rates) + " |",
+        "|---" + "|--:" * len(options.rates) + "|",
     ]
     for name in MODELS:
-        mine = [runs[key(name, seed)] for seed in seeds(options)]
-        dense = [runs[key(DENSE, seed)]["heldOutLoss"] for seed in seeds(options)]
+        tried = [runs[key(name, rate, TUNING)]["heldOutLoss"] for rate in options.rates]
+        lines.append(f"| {name} | {' | '.join('diverged' if loss is None else f'{loss:.3f}' for loss in tried)} |")
+    lines += [
+        "",
+        "| model | rate | parameters | activated | MFLOP a token | held-out loss | less than dense, by seed | "
+        "steps to dense's loss | s a run |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|",
+    ]
+    for name in MODELS:
+        mine = measured(options, runs, name)
+        dense = [one["heldOutLoss"] for one in measured(options, runs, DENSE)]
         losses = [one["heldOutLoss"] for one in mine]
         apart = ", ".join(f"{a - b:+.3f}" for a, b in zip(losses, dense, strict=True))
         reached = [steps_to(one["curve"], target) for one, target in zip(mine, dense, strict=True)]
         steps = ", ".join("never" if at is None else f"{at:.0f}" for at in reached)
         size = f"{mine[0]['parameters']:,} | {mine[0]['activated']:,} | {mine[0]['forwardFlopsPerToken'] / 1e6:.3f}"
         lines.append(
-            f"| {name} | {size} | "
+            f"| {name} | {best_rate(options, runs, name):g} | {size} | "
             f"{spread(losses)} | {apart} | {steps} | "
             f"{statistics.mean(one['seconds'] for one in mine):.0f} |"
         )
@@ -150,11 +170,12 @@ def plot(options: Options, runs: Runs) -> Figure:
     """Held-out loss over the run: means, and at the end a point per seed."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for place, name in enumerate(MODELS):
-        curves = [runs[key(name, seed)]["curve"] for seed in seeds(options)]
+        mine = measured(options, runs, name)
+        curves = [one["curve"] for one in mine]
         mean = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]
         style = "-" if name.startswith("sMLP") else "--" if name.startswith("dense") else ":"
         left.plot([point[0] for point in curves[0]], mean, style, color=f"C{place}", label=name)
-        ends = [runs[key(name, seed)]["heldOutLoss"] for seed in seeds(options)]
+        ends = [one["heldOutLoss"] for one in mine]
         right.plot(ends, [place] * len(ends), "o", color=f"C{place}")
     left.set(xlabel="step", ylabel="held-out loss, nats a token")
     left.legend(fontsize=7)
@@ -163,21 +184,25 @@ def plot(options: Options, runs: Runs) -> Figure:
     return figure
 
 
-def key(name: str, seed: int) -> str:
-    return f"{name} {seed}"
+def key(name: str, rate: float, seed: int) -> str:
+    return f"{name}; rate {rate:g}; seed {seed}"
 
 
 def plan(options: Options, runs: Runs) -> Iterator[tuple[str, Callable[[Path], Run]]]:
+    for name in MODELS:
+        for rate in options.rates:
+            yield key(name, rate, TUNING), partial(run, options, name, rate, TUNING)
     for seed in seeds(options):
         for name in MODELS:
-            yield key(name, seed), partial(run, options, name, seed)
+            rate = best_rate(options, runs, name)
+            yield key(name, rate, seed), partial(run, options, name, rate, seed)
 
 
 PAPER = Miniature(
     __file__, __doc__,
-    settings={"steps": 120, "layers": 4, "width": 64, "rate": 1e-2, "seeds": 3},
-    quick={"steps": 10, "seeds": 1},
-    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width", "rate")},
+    settings={"steps": 400, "layers": 4, "width": 64, "rates": [2.5e-3, 5e-3, 1e-2, 2e-2], "seeds": 3},
+    quick={"steps": 10, "seeds": 1, "rates": [1e-2]},
+    shape=lambda options: {name: getattr(options, name) for name in ("steps", "layers", "width")},
     corpus=english(VOCABULARY), plan=plan, table=table, plot=plot,
 )  # fmt: skip
 
