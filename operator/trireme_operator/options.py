@@ -80,8 +80,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
     parser.add_argument(
         "--watch-nodes",
         action=argparse.BooleanOptionalAction,
-        default=environ.get("TRIREME_WATCH_NODES", "true") != "false",
-        help="read nodes for gang admission and node loss (needs the ClusterRole trireme-operator-nodes)",
+        default=_yes("TRIREME_WATCH_NODES", environ.get("TRIREME_WATCH_NODES") or "true"),
+        help="read nodes for gang admission and node loss (needs the ClusterRole trireme-operator-nodes) "
+        "[TRIREME_WATCH_NODES]",
     )
     option("--workers", "TRIREME_WORKERS", "16", "jobs looked at concurrently")
     option("--qps", "TRIREME_API_QPS", "200", "requests per second to the API server, twice that in bursts")
@@ -147,6 +148,10 @@ def _service_url(environ: Mapping[str, str], namespace: str, port: int) -> str:
                 f"{name}; apply it before the operator, or give the URL"
             ) from None
     return f"https://[{host}]:{number}" if ":" in host else f"https://{host}:{number}"
+
+
+def _yes(name: str, text: str) -> bool:
+    return _one_of(name, text.strip().lower(), ("true", "false")) == "true"
 
 
 def _whole(flag: str, text: str, low: int, high: int) -> int:

@@ -14,7 +14,7 @@ from trireme_trainer.checkpoint.interval import (
     MAX_SECONDS,
     AutoInterval,
     Measured,
-    Pace,
+    Slowing,
     interval_steps,
 )
 
@@ -95,15 +95,15 @@ def test_ranks_that_do_not_know_yet_hold_everybody() -> None:
 
 
 def test_slower_steps_are_part_of_the_cost() -> None:
-    pace = Pace()
-    pace.step(60.0, saving=False)
-    assert pace.step_seconds == 0, "the first step of a process is none to go by"
+    slowing = Slowing()
+    slowing.step(60.0, saving=False)
+    assert slowing.step_seconds == 0, "the first step of a process is none to go by"
     for _ in range(10):
-        pace.step(1.0, saving=False)
+        slowing.step(1.0, saving=False)
     for _ in range(3):
-        pace.step(1.5, saving=True)
-    assert pace.saved() == pytest.approx(1.5)
-    assert pace.saved() == 0
-    assert pace.step_seconds == pytest.approx(1.0)
-    pace.step(0.5, saving=True)
-    assert pace.saved() == 0, "a lucky step does not make a save a gain"
+        slowing.step(1.5, saving=True)
+    assert slowing.saved() == pytest.approx(1.5)
+    assert slowing.saved() == 0
+    assert slowing.step_seconds == pytest.approx(1.0)
+    slowing.step(0.5, saving=True)
+    assert slowing.saved() == 0, "a lucky step does not make a save a gain"

@@ -368,6 +368,14 @@ def test_a_bad_option_is_named(flags: tuple[str, ...], named: str) -> None:
         parse([*URL, *flags], {})
 
 
+@pytest.mark.parametrize(("text", "watched"), [("", True), ("true", True), ("False", False), ("false", False)])
+def test_a_switch_in_the_environment(text: str, watched: bool) -> None:
+    assert parse(URL, {"TRIREME_WATCH_NODES": text}).watch_nodes is watched
+    assert parse([*URL, "--no-watch-nodes"], {"TRIREME_WATCH_NODES": text}).watch_nodes is False
+    with pytest.raises(BadOptions, match="TRIREME_WATCH_NODES"):
+        parse(URL, {"TRIREME_WATCH_NODES": "off"})
+
+
 def test_no_way_to_be_reached_is_told() -> None:
     with pytest.raises(BadOptions, match="trireme-coordinator"):
         parse(["--own-namespace", "nowhere.invalid"], {})

@@ -85,7 +85,7 @@ class AutoInterval:
         }
 
 
-class Pace:
+class Slowing:
     """Step times with and without a save being written: their difference is part of what the save costs."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from trireme_trainer.checkpoint import (
     flatten,
     model_state,
 )
-from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Pace
+from trireme_trainer.checkpoint.interval import MAX_SECONDS, AutoInterval, Measured, Slowing
 from trireme_trainer.checkpoint.memory_saver import MemorySaver
 from trireme_trainer.checkpoint.same_run import check_same_run
 from trireme_trainer.checkpoint.tiers import Restored
@@ -56,7 +56,7 @@ class Saver:
         self._course = course
         self._announced = settings.resume
         self._auto: AutoInterval | None = None
-        self._pace = Pace()
+        self._slowing = Slowing()
         self._measured: Measured | None = None
         self._began = self._mark = perf_counter()
         self._checkpointer: Checkpointer | None = None
@@ -189,7 +189,7 @@ class Saver:
         """Saves what is due after `step` steps, in either tier."""
         if self._checkpointer is None or self._spec is None:
             return
-        self._pace.step(perf_counter() - self._mark, saving=self._checkpointer.saving)
+        self._slowing.step(perf_counter() - self._mark, saving=self._checkpointer.saving)
         if self._memory.due(step):
             self._memory.save(step, flatten(self._state()), self._meta(step), reporter)
         if self._due(step, reporter):
@@ -240,8 +240,8 @@ class Saver:
             }
             reporter.committed(ref, times)
             if timing is not None:
-                cost = timing.blocked + self._pace.saved()
-                self._measured = Measured(cost, timing.total, self._pace.step_seconds)
+                cost = timing.blocked + self._slowing.saved()
+                self._measured = Measured(cost, timing.total, self._slowing.step_seconds)
         for failure in self._checkpointer.failures():
             reporter.event("checkpoint-failed", reason=str(failure))
             # Tried again after the interval that was right before.
