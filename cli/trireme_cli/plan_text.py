@@ -16,7 +16,7 @@ def lines(plan: Plan) -> Iterator[str]:
     device = setting.board.name if setting.board else "cpu"
     activated = f", {quantity(count.activated)} activated" if count.activated != count.total else ""
     sizes = [session.config.parameters().total for session, _ in setting.sessions]
-    grows = f", grown from {quantity(sizes[0])} in {len(sizes) - 1} steps" if len(sizes) > 1 else ""
+    grows = f", grown from {quantity(sizes[0])} in {len(sizes) - 1} growths" if len(sizes) > 1 else ""
     yield f"{setting.recipe.model.preset}: {quantity(count.total)} parameters{activated}{grows}"
     share = setting.share
     tensor = setting.spread.tensor
