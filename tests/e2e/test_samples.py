@@ -51,10 +51,15 @@ def test_it_trains_and_is_kept(path: Path, jobs: Jobs, manifest: Document) -> No
     assert status["lastCheckpoint"]["step"] == STEPS
 
 
-def test_a_stream_waits_for_data_without_nodes_and_its_model_grows(jobs: Jobs, kube: Kube, target: Target) -> None:
+@pytest.mark.parametrize("preset", ["growing-tiny", "growing-ensemble-tiny"])
+def test_a_stream_waits_for_data_without_nodes_and_its_model_grows(
+    jobs: Jobs, kube: Kube, target: Target, preset: str
+) -> None:
     for number in (1, 2):
         prepare(target.storage(), f"corpus/mega-batch-{number}")
-    run = sample(jobs, FOLDER / STREAM, anytime={"megaBatches": 2, "arrived": 1, "replay": 0.25, "growEvery": 1})
+    model = {**yaml.safe_load((FOLDER / STREAM).read_text())["spec"]["recipe"]["model"], "preset": preset}
+    anytime = {"megaBatches": 2, "arrived": 1, "replay": 0.25, "growEvery": 1}
+    run = sample(jobs, FOLDER / STREAM, model=model, anytime=anytime)
     run.wait_for("waiting for mega-batch 2", lambda: phase(run, "Waiting"), 240)
     run.wait_for("its pods to be gone", lambda: not kube.items("pods", f"trireme.dev/job={run.name}"), 60)
     assert list(run.curve().newest()) == list(range(1, STEPS // 2 + 1))
