@@ -6,14 +6,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gang import SEQUENCE, Gang, make_recipe
-from test_anytime_run import WAITS, recipe, sessions
+from test_anytime_run import disturbed, recipe, sessions
 from test_grow import OVERRIDES
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -183,19 +182,7 @@ def test_the_same_at_any_number_of_ranks_with_a_crash_after_growth(
     stream: Path, alone: tuple[Path, dict[int, float]], tmp_path: Path
 ) -> None:
     spec = streamed(stream, GROWING, growEvery=1)
-    losses = Gang(tmp_path, spec, world=2, attempt=1, every=100).run(expect=int(WAITS)).losses()
-    lost = Gang(tmp_path, spec, world=3, attempt=2, every=100, fault="slow").start().until_step(5)
-    lost.signal(signal.SIGKILL)
-    lost.wait()
-    assert len(lost.events("grown")) == 1
-    again = Gang(tmp_path, spec, world=1, attempt=3, every=2).run(expect=int(WAITS))
-    assert sorted(again.losses()) == [5, 6, 7, 8]
-    stopped = Gang(tmp_path, spec, world=2, attempt=4, every=1, keep=9, fault="slow").start().until_step(10)
-    stopped.signal(signal.SIGTERM)
-    assert set(stopped.wait()) == {int(WAITS)}
-    last = Gang(tmp_path, spec, world=3, attempt=5, every=100, keep=9).run()
-    assert last.events("grown") == []
-    losses |= again.losses() | stopped.losses() | last.losses()
+    losses, last = disturbed(tmp_path, spec, keep=9)
     assert max(abs(losses[step] - alone[1][step]) for step in alone[1]) <= 1e-5
     ours, theirs = last.events("session-ended")[0], Gang(alone[0], {}, attempt=3).events("session-ended")[0]
     assert ours["nats"] == pytest.approx(theirs["nats"], rel=1e-5)
