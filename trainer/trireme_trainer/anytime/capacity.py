@@ -18,6 +18,7 @@ from trireme_api.families.growing import GrowingConfig
 
 from trireme_trainer.anytime.language import Parent, expert_of_split, member_before, most_used, watch_usage
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.layers.mode import evaluating
 from trireme_trainer.parallel.world import World
 
 
@@ -62,17 +63,15 @@ def measure(model: LanguageModel, blocks: list[Tensor], world: World) -> list[li
     A block is taken through the model by itself, so that its shares do not depend on the number of ranks."""
     mine: list[list[float]] = []
     turns = -(-len(blocks) // world.data_size)
-    was = model.training
-    model.eval()
-    for turn in range(turns):
-        number = turn * world.data_size + world.data_rank
-        # Every rank makes every turn, for each gathers the others' shards; what is too many counts nothing.
-        block = blocks[min(number, len(blocks) - 1)].to(world.device)
-        with watch_usage(model) as found:
-            model(block)
-        weight = 1.0 / len(blocks) if number < len(blocks) else 0.0
-        mine = _added(mine, found, weight)
-    model.train(was)
+    with evaluating(model):
+        for turn in range(turns):
+            number = turn * world.data_size + world.data_rank
+            # Every rank makes every turn, for each gathers the others' shards; what is too many counts nothing.
+            block = blocks[min(number, len(blocks) - 1)].to(world.device)
+            with watch_usage(model) as found:
+                model(block)
+            weight = 1.0 / len(blocks) if number < len(blocks) else 0.0
+            mine = _added(mine, found, weight)
     flat = world.sum([share for layer in mine for share in layer]).tolist()
     return [[flat.pop(0) for _ in layer] for layer in mine]
 
@@ -98,8 +97,6 @@ def difference(before: LanguageModel, after: LanguageModel, tokens_BT: Tensor) -
 
 
 def _logits(model: LanguageModel, tokens_BT: Tensor) -> Tensor:
-    was = model.training
-    model.eval()
-    logits: Tensor = model(tokens_BT).float()
-    model.train(was)
+    with evaluating(model):
+        logits: Tensor = model(tokens_BT).float()
     return logits

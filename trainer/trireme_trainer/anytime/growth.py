@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trireme_trainer.layers.mode import evaluating
+
 Path = tuple[int, ...]
 """Which expert: the choice at each gate from the root on; () while there is no gate."""
 
@@ -139,13 +141,11 @@ def most_used(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Path]:
         layer.register_forward_pre_hook(lambda module, args, name=name: note(name, module, args[0]))
         for name, layer in mixtures(model).items()
     ]
-    was = model.training
-    model.eval()
     try:
-        for inputs in batches:
-            model(inputs)
+        with evaluating(model):
+            for inputs in batches:
+                model(inputs)
     finally:
-        model.train(was)
         for hook in hooks:
             hook.remove()
     return {name: max(used, key=lambda path: used[path]) for name, used in totals.items()}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from trireme_trainer.layers.mode import evaluating
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -60,9 +62,6 @@ def count_parameters(model: nn.Module) -> int:
 
 def forward_flops(model: nn.Module, inputs: Tensor) -> float:
     """Per sample of `inputs`: matrix products and convolutions, a multiply-add as two."""
-    was = model.training
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(inputs)
-    model.train(was)
     return float(counter.get_total_flops()) / len(inputs)

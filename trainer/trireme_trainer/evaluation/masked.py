@@ -19,6 +19,7 @@ from trireme_trainer.evaluation.errors import EvaluationError
 from trireme_trainer.evaluation.held_out import open_sources
 from trireme_trainer.evaluation.scoring import perplexity, token_scores
 from trireme_trainer.families import LanguageModel
+from trireme_trainer.layers.mode import evaluating
 from trireme_trainer.parallel.world import World
 
 _HELD_OUT = 4
@@ -98,8 +99,7 @@ class MaskedHeldOut:
         share = self._sequences
         turns = range(0, size, share * world.data_size)
         counted = torch.zeros(2, dtype=torch.float64)
-        was, _ = model.training, model.eval()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for turn, first in enumerate(turns, start=1):
                 places = range(first + world.data_rank * share, first + (world.data_rank + 1) * share)
                 samples = [
@@ -111,7 +111,6 @@ class MaskedHeldOut:
                 likelihood = token_scores(model, batch.tokens, batch.places, targets)[:, 0]
                 counted += torch.stack([(targets >= 0).sum().double(), -likelihood.double().sum()]).cpu()
                 told(turn, len(turns))
-        model.train(was)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

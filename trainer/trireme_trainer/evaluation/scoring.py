@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from trireme_api.families.memory import positions_at_once
 
 from trireme_trainer.families import LanguageModel, Project
+from trireme_trainer.layers.mode import evaluating
 from trireme_trainer.parallel.world import World
 
 Told = Callable[[int, int], None]
@@ -57,9 +58,8 @@ def score(
     batches = [order[i : i + sequences] for i in range(0, len(order), sequences)]
     found = torch.zeros(len(requests), 2, dtype=torch.float64)
     rounds = -(-len(batches) // world.data_size)
-    was, _ = model.training, model.eval()
     # Compiled blocks would be compiled anew for each length, and give up after a few.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for number in range(rounds):
             place = number * world.data_size + world.data_rank
             mine = batches[place] if place < len(batches) else batches[0]
@@ -67,7 +67,6 @@ def score(
             if place < len(batches):
                 found[mine] = scores_B2.cpu()
             told(number + 1, rounds)
-    model.train(was)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -17,6 +17,7 @@ from trireme_trainer.fewshot.embedding import TaskEmbeddings
 from trireme_trainer.fewshot.episodes import EpisodeBatch, EpisodeBatches, Episodes
 from trireme_trainer.fewshot.evaluate import Few, few_shot
 from trireme_trainer.fewshot.inner import answer_losses, answers_of
+from trireme_trainer.layers.mode import evaluating
 from trireme_trainer.objectives.base import Objective
 from trireme_trainer.parallel.world import World
 
@@ -104,17 +105,16 @@ class FewShot(Objective):
         rounds = -(-len(samples.held_out) // world.data_size)
         places = [number * world.data_size + world.data_rank for number in range(rounds)]
         counted = torch.zeros(len(spec.shots), 3, dtype=torch.float64)
-        was, _ = model.training, model.eval()
-        for first in range(0, len(places), at_once):
-            part = places[first : first + at_once]
-            tasks = [samples.held_out[place % len(samples.held_out)] for place in part]
-            real = torch.tensor([[float(place < len(samples.held_out))] for place in part], dtype=torch.float64)
-            for row, shots in enumerate(spec.shots):
-                for draw in range(spec.draws if shots else 1):
-                    alive()
-                    how = Few(shots, spec.adaptation_steps, spec.inner_learning_rate, spec.queries, draw)
-                    counted[row] += (self.learned_from(model, tasks, how) * real).sum(0)
-        model.train(was)
+        with evaluating(model):
+            for first in range(0, len(places), at_once):
+                part = places[first : first + at_once]
+                tasks = [samples.held_out[place % len(samples.held_out)] for place in part]
+                real = torch.tensor([[float(place < len(samples.held_out))] for place in part], dtype=torch.float64)
+                for row, shots in enumerate(spec.shots):
+                    for draw in range(spec.draws if shots else 1):
+                        alive()
+                        how = Few(shots, spec.adaptation_steps, spec.inner_learning_rate, spec.queries, draw)
+                        counted[row] += (self.learned_from(model, tasks, how) * real).sum(0)
         right, asked, loss = world.sum(counted.flatten().tolist()).view(-1, 3).T.tolist()
         return {
             "tasks": samples.family.name, "heldOut": len(samples.held_out), "shots": spec.shots,
